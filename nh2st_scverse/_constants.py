@@ -1,0 +1,24 @@
+"""Names that more than one part of the package agrees on."""
+
+from __future__ import annotations
+
+KEY = "nh2st"
+"""Default name under which predictions are written (layer, ``.var`` columns, ``.obsm``, ``.uns``)."""
+
+FEATURES = "nh2st_features"
+"""Where the features of the image encoder are kept (``.obsm``) and what they were made from (``.uns``)."""
+
+LOG_UNIT = "log1p(counts per 10,000)"
+"""Unit of the default target."""
+
+MICRONS_SUFFIX = "_microns"
+"""A coordinate system with this ending is in µm; it is where the resolution of an image is stored."""
+
+VISIUM_PITCH_UM = 100.0
+"""Distance between the centres of neighbouring Visium spots."""
+
+TARGET_SUM = 1e4
+"""Library size to which counts are normalised before ``log1p``."""
+
+N_NODES = 9
+"""Nodes of a neighbourhood: the spot itself and its 8 nearest spots."""

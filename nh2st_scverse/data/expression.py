@@ -1,0 +1,185 @@
+"""Measured expression in the unit of the training target, and the choice of the gene panel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from nh2st_scverse._constants import TARGET_SUM
+from nh2st_scverse._logging import logger
+from nh2st_scverse._validators import check_one_of, check_unique
+
+PANELS = ("highest_mean", "highly_variable")
+
+
+def matrix(adata: AnnData, layer: str | None) -> Any:
+    """X or a layer, checked: finite, not negative, unique genes. (n_spots, n_genes), sparse or dense."""
+    check_unique(adata.var_names, what="gene names", remedy="adata.var_names_make_unique()")
+    check_unique(adata.obs_names, what="spot names", remedy="adata.obs_names_make_unique()")
+    available = [name for name in adata.layers if name is not None]
+    if layer is not None and layer not in available:
+        raise KeyError(f"layer={layer!r} is not there. Available layers: {available}; layer=None means X.")
+    x = adata.X if layer is None else adata.layers[layer]
+    name = "X" if layer is None else f"layer {layer!r}"
+    if x is None:
+        raise ValueError(f"Expected expression in {name}, found nothing. Pass layer= one of {available}.")
+    values = x.data if sp.issparse(x) else np.asarray(x)
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"Expected finite counts in {name}, found {int((~np.isfinite(values)).sum())} NaN or infinite."
+        )
+    if values.size and values.min() < 0:
+        raise ValueError(
+            f"Expected counts (or their logarithm) in {name}, found negative values down to {values.min():.3g}. Scaled "
+            "data cannot be used: pass layer= with the counts."
+        )
+    return x
+
+
+def is_logged(x: Any) -> bool:
+    """Whether values are logarithms already: not whole numbers, and none as large as a count gets."""
+    values = x.data if sp.issparse(x) else np.asarray(x)
+    return bool(values.size and values.max() < 20 and np.any(values != np.round(values)))
+
+
+def measured(adata: AnnData, layer: str | None = None) -> np.ndarray:
+    """Expression as the model is trained on it: ``log1p`` of counts per ten thousand.
+
+    Parameters
+    ----------
+    adata
+        A table of spots x genes.
+    layer
+        Layer with counts; None means X. Values that are logarithms already are used as they are.
+
+    Returns
+    -------
+    (n_spots, n_genes) float32.
+
+    Raises
+    ------
+    KeyError
+        No such layer.
+    ValueError
+        Negative, NaN or infinite values; duplicated gene or spot names.
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> sdata = nh.datasets.synthetic(width_um=1200)
+    >>> nh.data.expression.measured(sdata.tables["table"]).min() >= 0
+    np.True_
+    """
+    x = matrix(adata, layer)
+    if is_logged(x):
+        return to_dense(x)
+    if not np.array_equal(*(v := (x.data if sp.issparse(x) else np.asarray(x)), np.round(v))):
+        logger.warning("Counts are not whole numbers but too large to be logarithms: normalised as counts.")
+    return log_normalise(to_dense(x))
+
+
+def to_dense(x: Any) -> np.ndarray:
+    """A float32 array of a sparse or dense matrix."""
+    return np.asarray(x.toarray() if sp.issparse(x) else x, dtype=np.float32)
+
+
+def log_normalise(counts: np.ndarray, target_sum: float = TARGET_SUM) -> np.ndarray:
+    """``log1p`` of counts scaled to `target_sum` per spot; empty spots stay zero. (n, genes) float32."""
+    library = counts.sum(axis=1, keepdims=True, dtype=np.float64)
+    scale = np.divide(target_sum, library, out=np.zeros_like(library), where=library > 0)
+    return np.log1p(counts * scale).astype(np.float32)
+
+
+def smooth(expression: np.ndarray, rows: np.ndarray, columns: np.ndarray, hexagonal: bool) -> np.ndarray:
+    """Average every spot with the adjacent spots of the array, as the paper's targets are.
+
+    On a square array adjacent means that row and column differ by at most 1; on a hexagonal one that the spot is one
+    of the six around it (same row and two columns away, or one row and one column), which a square window misses.
+    """
+    dr = np.abs(rows[:, None] - rows)  # (n, n)
+    dc = np.abs(columns[:, None] - columns)
+    near = ((dr == 0) & (dc <= 2)) | ((dr == 1) & (dc <= 1)) if hexagonal else (dr <= 1) & (dc <= 1)
+    return ((near / near.sum(axis=1, keepdims=True)) @ expression).astype(np.float32)
+
+
+def choose_genes(
+    expressions: Sequence[np.ndarray], names: Sequence[Sequence[str]], genes: str | Sequence[str], n_genes: int | None
+) -> list[str]:
+    """Choose the gene panel on the training sections.
+
+    Parameters
+    ----------
+    expressions
+        Target of each section, (n_spots, n_genes).
+    names
+        Genes of each section.
+    genes
+        ``"highest_mean"``, ``"highly_variable"``, or the panel itself.
+    n_genes
+        Size of a chosen panel; None takes all genes that every section has.
+
+    Raises
+    ------
+    ValueError
+        An empty panel, no gene in common, or listed genes that a section lacks.
+    """
+    common = set(names[0]).intersection(*names[1:])
+    if not isinstance(genes, str):
+        panel = list(dict.fromkeys(map(str, genes)))
+        if not panel:
+            raise ValueError(
+                f"Expected a panel of genes, found an empty list. Pass names, or genes= one of {list(PANELS)}."
+            )
+        if len(panel) < len(list(genes)):
+            raise ValueError("Expected every gene of the panel once, found duplicates in genes=.")
+        lacking = [gene for gene in panel if gene not in common]
+        if lacking:
+            raise ValueError(
+                f"{len(lacking)} of {len(panel)} genes of the panel are not in every training section, e.g. "
+                f"{lacking[:5]}. The sections share {len(common)} genes, e.g. {sorted(common)[:5]}."
+            )
+        columns = [_positions(list(n), panel) for n in names]
+        values = np.concatenate([e[:, c] for e, c in zip(expressions, columns, strict=True)])
+        if not (values.max(axis=0) > values.min(axis=0)).any():
+            raise ValueError(
+                f"Expected genes that vary, found all {len(panel)} listed ones constant over the training spots."
+            )
+        return panel
+    check_one_of(genes, PANELS, argument="genes")
+    if not common:
+        raise ValueError(
+            f"The training sections have no gene in common: the first has e.g. {list(names[0][:3])}, another e.g. "
+            f"{list(names[-1][:3])}. Use one naming (symbols or Ensembl ids) in all of them."
+        )
+    shared = sorted(common)
+    values = np.concatenate(
+        [e[:, _positions(list(n), shared)] for e, n in zip(expressions, names, strict=True)]
+    )  # (all spots, shared genes)
+    score = values.mean(axis=0) if genes == "highest_mean" else _variability(values, expressions)
+    score = np.where(values.max(axis=0) > values.min(axis=0), score, -np.inf)  # constant genes cannot be learnt
+    order = np.argsort(-score, kind="stable")
+    order = order[np.isfinite(score[order])][:n_genes]
+    if not len(order):
+        raise ValueError("Expected a gene panel, found none: every shared gene is constant over the training spots.")
+    return [shared[i] for i in order]
+
+
+def _variability(values: np.ndarray, expressions: Sequence[np.ndarray]) -> np.ndarray:
+    """Normalised dispersion of scanpy's ``highly_variable_genes``, with the sections as batches."""
+    import scanpy as sc
+
+    adata = AnnData(values)
+    adata.obs["section"] = np.repeat([str(i) for i in range(len(expressions))], [len(e) for e in expressions])
+    found = sc.pp.highly_variable_genes(
+        adata, n_top_genes=min(2000, adata.n_vars), batch_key="section" if len(expressions) > 1 else None, inplace=False
+    )
+    return np.nan_to_num(found["dispersions_norm"].to_numpy(dtype=float), nan=-np.inf)
+
+
+def _positions(available: list[str], wanted: Sequence[str]) -> np.ndarray:
+    where = {name: i for i, name in enumerate(available)}
+    return np.array([where[name] for name in wanted], dtype=int)

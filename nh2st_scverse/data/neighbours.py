@@ -1,0 +1,105 @@
+"""The neighbourhood of a spot, and spatial folds that share nothing of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from nh2st_scverse._constants import N_NODES
+
+TIED = 16  # spots that may be as far as the last neighbour is
+REACH = 2.3  # spot spacings: farther spots are not neighbours but the other side of a hole
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Nodes of each spot's neighbourhood, the spot itself first and the others by distance."""
+
+    nodes: np.ndarray  # (n, K) positions of spots; the spot itself where there is no neighbour
+    mask: np.ndarray  # (n, K) bool: there is a neighbour
+    offsets: np.ndarray  # (n, K, 2) x, y from the spot, in spot spacings
+
+
+def neighbourhoods(xy: np.ndarray, spacing: float, usable: np.ndarray, n_nodes: int = N_NODES) -> Neighbours:
+    """The spot itself and its nearest spots, of those that have a usable image.
+
+    Parameters
+    ----------
+    xy
+        (n, 2) centres of the spots of one section.
+    spacing
+        Distance between adjacent spots, in the unit of `xy`.
+    usable
+        (n,) bool; others are nobody's neighbour.
+    n_nodes
+        K, the spot itself included.
+
+    Raises
+    ------
+    ValueError
+        Fewer usable spots than nodes.
+    """
+    members = np.flatnonzero(usable)
+    if len(members) < n_nodes:
+        raise ValueError(
+            f"Expected at least {n_nodes} spots with an image (a spot and its {n_nodes - 1} neighbours), found "
+            f"{len(members)}. Join the sections of a slide into larger ones, or pass a model with fewer nodes."
+        )
+    # On a grid several spots are equally far. Which of them count must not depend on the order of the rows: those first
+    # by x, then by y. So more than K are looked up, and sorted. The spot itself always stands first.
+    distance, found = cKDTree(xy[members]).query(xy, min(len(members), n_nodes + TIED))
+    nodes = members[found]
+    own = np.arange(len(xy))[:, None]
+    away = np.round((xy[nodes] - xy[:, None]) / spacing, 6)
+    keys = (away[..., 1], away[..., 0], np.round(distance / spacing, 6), nodes != own)  # the last one counts most
+    order = np.lexsort(keys, axis=1)[:, :n_nodes]
+    nodes, distance = (np.take_along_axis(values, order, axis=1) for values in (nodes, distance))
+    nodes[:, 0] = own[:, 0]  # also of a spot that is nobody's neighbour
+    mask = distance <= REACH * spacing
+    mask[:, 0] = True
+    nodes = np.where(mask, nodes, own)
+    return Neighbours(nodes, mask, ((xy[nodes] - xy[:, None]) / spacing).astype(np.float32))
+
+
+def spatial_blocks(xy: np.ndarray, n_blocks: int) -> np.ndarray:
+    """Cut a section into compact blocks of equal size: (n,) block of each spot.
+
+    The longer side is halved again and again, so that blocks stay compact.
+    """
+    block = np.zeros(len(xy), dtype=int)
+
+    def cut(members: np.ndarray, parts: int, first: int) -> None:
+        if parts == 1:
+            block[members] = first
+            return
+        axis = np.ptp(xy[members], axis=0).argmax()
+        order = members[np.lexsort((xy[members, 1 - axis], xy[members, axis]))]  # whatever the order of the rows
+        left = parts // 2
+        at = len(order) * left // parts
+        cut(order[:at], left, first)
+        cut(order[at:], parts - left, first + left)
+
+    cut(np.arange(len(xy)), n_blocks, 0)
+    return block
+
+
+def apart_from(held_out: np.ndarray, neighbours: Neighbours, xy: np.ndarray, patch: float) -> np.ndarray:
+    """Spots that share neither a neighbour nor a pixel with the held-out ones: (n,) bool.
+
+    Parameters
+    ----------
+    held_out
+        (n,) bool.
+    neighbours
+        Of all spots.
+    xy
+        (n, 2) centres, in the axes of the image.
+    patch
+        Side of the largest patch, in the unit of `xy`.
+    """
+    seen = np.unique(neighbours.nodes[held_out])  # every node that a held-out spot looks at
+    gap, _ = cKDTree(xy[seen]).query(xy, p=np.inf)  # square patches overlap below one side in both axes
+    clear = gap >= patch
+    return clear[neighbours.nodes].all(axis=1) & ~held_out

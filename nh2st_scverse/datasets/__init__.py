@@ -1,0 +1,7 @@
+"""Data sets that come with the package: nothing is downloaded."""
+
+from __future__ import annotations
+
+from nh2st_scverse.datasets._synthetic import synthetic
+
+__all__ = ["synthetic"]

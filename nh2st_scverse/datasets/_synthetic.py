@@ -1,0 +1,311 @@
+"""The embedded data set: drawn H&E sections with spots and counts whose causes are known."""
+
+from __future__ import annotations
+
+import json
+from numbers import Integral, Real
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from nh2st_scverse._constants import MICRONS_SUFFIX, VISIUM_PITCH_UM
+from nh2st_scverse.datasets._layout import BACKGROUND, REGIONS
+from nh2st_scverse.datasets._tissue import Tissue, draw_tissue
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from geopandas import GeoDataFrame
+    from spatialdata import SpatialData
+    from spatialdata.transformations import BaseTransformation
+    from xarray import DataTree
+
+SPOT_DIAMETER_UM = 55.0
+# share of the genes that each program has, and of the counts (roughly; the region programs divide REGION_SHARE)
+GENE_SHARES = {
+    "tumour": 0.17,
+    "stroma": 0.17,
+    "immune": 0.17,
+    "fat": 0.12,
+    "density": 0.10,
+    "context": 0.10,
+    "noise": 0.17,
+}
+COUNT_SHARES = {"density": 0.06, "context": 0.09, "noise": 0.17}
+REGION_SHARE = 0.68
+REGION_FOLD = 12.0  # a marker is 1 + 12 times as strong in its region as outside it (mean over the genes of a program)
+CONTEXT_REGIONS = ("tumour", "immune")  # what context genes respond to, in turn
+CONTEXT_FOLD = 10.0
+DENSITY_FOLD = 4.0
+TYPICAL_NUCLEI = 13.0  # at the typical value of its driver a gene is at 1 + fold times its least rate
+TYPICAL_CONTEXT = {"tumour": 0.35, "immune": 0.12}
+OVERDISPERSION = 0.05  # variance of the counts = mean + 0.05 * mean**2
+LIBRARY_SPREAD = 0.35  # of the logarithm of the library size
+
+
+def synthetic(
+    n_sections: int = 1,
+    *,
+    n_genes: int = 300,
+    width_um: float = 3600.0,
+    microns_per_pixel: float = 1.0,
+    median_counts: float = 5000.0,
+    seed: int = 0,
+) -> SpatialData:
+    """Draw sections that look like H&E, with Visium spots and counts whose causes are known.
+
+    Every section has its own outline, layout of tumour, stroma, immune aggregates and fat, and its own stain. Spots of
+    55 µm lie on Visium's hexagonal grid of 100 µm pitch; those with their centre in the tissue are kept. Counts are
+    negative binomial around rates that follow *programs*:
+
+    - ``tumour``, ``stroma``, ``immune``, ``fat``: the fraction of that region under the spot;
+    - ``density``: the number of nuclei under the spot;
+    - ``context``: the mean fraction of tumour (odd genes) or of immune tissue (even genes) under the up to 6 *adjacent*
+      spots, and not the spot itself;
+    - ``noise``: nothing but the library size.
+
+    What a gene responds to, and how strongly, is the same for every seed: a model trained on one seed can be applied
+    to another.
+
+    Parameters
+    ----------
+    n_sections
+        Number of sections, ``section_0``, ``section_1``, ... Section ``i`` is the same whatever the number.
+    n_genes
+        Number of genes, at least 14.
+    width_um
+        Width and height of the image of a section in µm, at least 600. 3600 gives about 1000 spots, 1200 about 100.
+    microns_per_pixel
+        Resolution of the image, 0.25 to 4. The layout does not depend on it.
+    median_counts
+        Median library size of a spot.
+    seed
+        The same seed gives the same object.
+
+    Returns
+    -------
+    A :class:`~spatialdata.SpatialData` with, for each section ``S``:
+
+    - ``images["S_image"]``: multiscale, lazy, uint8, channels r, g, b;
+    - ``shapes["S_spots"]``: circles in pixels of the image, indexed by ``spot_id``;
+    - the coordinate systems ``S`` (pixels) and ``S_microns``.
+
+    and one table, ``tables["table"]`` (spots x genes, float32 CSR of whole counts):
+
+    - ``obs``: ``region`` and ``spot_id`` (the keys to the shapes), ``array_row``, ``array_col``, and the truth:
+      ``tissue`` (the largest fraction), ``fraction_tumour``, ``fraction_stroma``, ``fraction_immune``,
+      ``fraction_fat``, ``n_nuclei``, ``context_tumour`` and ``context_immune`` (means over the adjacent spots);
+    - ``obsm["spatial"]``: x and y in pixels;
+    - ``var``: ``program`` and ``depends_on`` (the column of ``obs`` that drives the gene, or ``"library size"``);
+    - ``uns["synthetic"]``: the arguments, and ``programs``: JSON of program -> list of genes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is not a number of the stated kind or range.
+
+    Examples
+    --------
+    >>> import json
+    >>> import nh2st_scverse as nh
+    >>> sdata = nh.datasets.synthetic(width_um=1200)
+    >>> programs = json.loads(sdata.tables["table"].uns["synthetic"]["programs"])
+    >>> programs["context"][:2]
+    ['CONTEXT01', 'CONTEXT02']
+    """
+    n_sections = _whole("n_sections", n_sections, 1)
+    n_genes = _whole("n_genes", n_genes, 2 * len(GENE_SHARES))
+    width_um = _number("width_um", width_um, 600, 20_000)
+    microns_per_pixel = _number("microns_per_pixel", microns_per_pixel, 0.25, 4)
+    median_counts = _number("median_counts", median_counts, 10, 1e7)
+    seed = _whole("seed", seed, 0)
+
+    import anndata as ad
+    import spatialdata as sd
+    from spatialdata.models import TableModel
+
+    genes = _genes(n_genes)
+    images, shapes, tables = {}, {}, []
+    for i in range(n_sections):
+        section = f"section_{i}"
+        rng = np.random.default_rng([seed, i])
+        tissue = draw_tissue(width_um, microns_per_pixel, rng)
+        images[f"{section}_image"] = _image(tissue, section, microns_per_pixel)
+        obs, centres = _spots(tissue, section, width_um, microns_per_pixel)
+        shapes[f"{section}_spots"] = _circles(obs, centres, section, microns_per_pixel)
+        tables.append(_table(obs, centres / microns_per_pixel, genes, median_counts, rng))
+
+    table: AnnData = ad.concat(tables, merge="same")
+    for column, categories in (("region", list(shapes)), ("tissue", list(REGIONS))):
+        table.obs[column] = pd.Categorical(table.obs[column], categories=categories)
+    table.uns["synthetic"] = {
+        "n_sections": n_sections,
+        "n_genes": n_genes,
+        "width_um": width_um,
+        "microns_per_pixel": microns_per_pixel,
+        "median_counts": median_counts,
+        "seed": seed,
+        "programs": json.dumps({name: list(genes.index[genes["program"] == name]) for name in GENE_SHARES}),
+    }
+    table = TableModel.parse(table, region=list(shapes), region_key="region", instance_key="spot_id")
+    return sd.SpatialData(images=images, shapes=shapes, tables={"table": table})
+
+
+def _whole(name: str, value: object, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be a whole number, found {value!r} ({type(value).__name__}).")
+    if value < low:
+        raise ValueError(f"`{name}` must be at least {low}, found {value}.")
+    return int(value)
+
+
+def _number(name: str, value: object, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number, found {value!r} ({type(value).__name__}).")
+    value = float(value)
+    if not low <= value <= high:
+        raise ValueError(f"`{name}` must be between {low:g} and {high:g}, found {value:g}.")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------- elements
+
+
+def _transformations(section: str, microns_per_pixel: float) -> dict[str, BaseTransformation]:
+    from spatialdata.transformations import Identity, Scale
+
+    scale = Scale([microns_per_pixel, microns_per_pixel], axes=("x", "y"))
+    return {section: Identity(), f"{section}{MICRONS_SUFFIX}": scale}
+
+
+def _image(tissue: Tissue, section: str, microns_per_pixel: float) -> DataTree:
+    import dask.array as da
+    from spatialdata.models import Image2DModel
+
+    size = tissue.image.shape[1]
+    n_levels = max(1, round(np.log2(size / 500)))  # the smallest level is a thumbnail of about 500 pixels
+    return Image2DModel.parse(
+        da.from_array(tissue.image, chunks=(3, 1024, 1024)),
+        dims=("c", "y", "x"),
+        c_coords=("r", "g", "b"),
+        scale_factors=[2] * n_levels,
+        transformations=_transformations(section, microns_per_pixel),
+    )
+
+
+def _circles(obs: pd.DataFrame, centres_um: np.ndarray, section: str, microns_per_pixel: float) -> GeoDataFrame:
+    from spatialdata.models import ShapesModel
+
+    return ShapesModel.parse(
+        centres_um / microns_per_pixel,
+        geometry=0,
+        radius=SPOT_DIAMETER_UM / 2 / microns_per_pixel,
+        index=obs["spot_id"].to_numpy(),
+        transformations=_transformations(section, microns_per_pixel),
+    )
+
+
+def _spots(tissue: Tissue, section: str, width_um: float, microns_per_pixel: float) -> tuple[pd.DataFrame, np.ndarray]:
+    """Spots on tissue with the truth about each, and their centres in µm."""
+    half, row_height = VISIUM_PITCH_UM / 2, VISIUM_PITCH_UM * np.sqrt(3) / 2
+    row, column = np.mgrid[: int(width_um / row_height) + 1, : int(width_um / half) + 1]
+    on_grid = (row + column) % 2 == 0  # Visium counts columns in half pitches
+    row, column = row[on_grid], column[on_grid]
+    centres = np.stack([column * half, row * row_height], axis=1) + SPOT_DIAMETER_UM
+    pixels = (centres / microns_per_pixel).astype(int)
+    keep = np.flatnonzero((centres < width_um - SPOT_DIAMETER_UM).all(axis=1))
+    keep = keep[tissue.labels[pixels[keep, 1], pixels[keep, 0]] != BACKGROUND]
+    row, column, centres, pixels = row[keep], column[keep], centres[keep], pixels[keep]
+
+    radius = SPOT_DIAMETER_UM / 2 / microns_per_pixel
+    reach = int(radius)
+    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    disc = dy**2 + dx**2 <= radius**2
+    under = tissue.labels[pixels[:, 1, None] + dy[disc], pixels[:, 0, None] + dx[disc]]  # spots x pixels of the disc
+    counts = np.stack([(under == i).sum(axis=1) for i in range(len(REGIONS))], axis=1)
+    fractions = counts / counts.sum(axis=1, keepdims=True)
+    context = _neighbour_mean(centres, fractions)
+    obs = pd.DataFrame(
+        {
+            "region": f"{section}_spots",
+            "spot_id": np.arange(len(row)),
+            "array_row": row,
+            "array_col": column,
+            "tissue": np.array(REGIONS)[fractions.argmax(axis=1)],
+            **{f"fraction_{name}": fractions[:, i] for i, name in enumerate(REGIONS)},
+            "n_nuclei": cKDTree(tissue.nuclei).query_ball_point(centres, SPOT_DIAMETER_UM / 2, return_length=True),
+            **{f"context_{name}": context[:, REGIONS.index(name)] for name in CONTEXT_REGIONS},
+        },
+        index=[f"{section}_{r:03d}x{c:03d}" for r, c in zip(row, column, strict=True)],
+    )
+    return obs, centres
+
+
+def _neighbour_mean(centres: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mean of `values` over the adjacent spots; the mean of the section for a spot that has none."""
+    i, j = cKDTree(centres).query_pairs(1.2 * VISIUM_PITCH_UM, output_type="ndarray").T
+    n = len(centres)
+    adjacent = sparse.csr_matrix((np.ones(2 * len(i)), (np.r_[i, j], np.r_[j, i])), shape=(n, n))
+    degree = np.asarray(adjacent.sum(axis=1))
+    return np.where(degree > 0, adjacent @ values / np.maximum(degree, 1), values.mean(axis=0))
+
+
+# ------------------------------------------------------------------------------------------------------ counts
+
+
+def _genes(n_genes: int) -> pd.DataFrame:
+    """What each gene depends on, its share of the counts and how strongly it responds; the same for every seed."""
+    rng = np.random.default_rng(300)
+    sizes = {name: max(2, round(n_genes * share)) for name, share in GENE_SHARES.items()}
+    sizes["tumour"] += n_genes - sum(sizes.values())
+    parts = []
+    for program, n in sizes.items():
+        typical: float | np.ndarray = 1.0
+        if program in REGIONS:
+            depends_on, fold = [f"fraction_{program}"] * n, REGION_FOLD
+        elif program == "density":
+            depends_on, fold, typical = ["n_nuclei"] * n, DENSITY_FOLD, TYPICAL_NUCLEI
+        elif program == "context":
+            regions = [CONTEXT_REGIONS[i % 2] for i in range(n)]
+            depends_on, fold = [f"context_{name}" for name in regions], CONTEXT_FOLD
+            typical = np.array([TYPICAL_CONTEXT[name] for name in regions])
+        else:
+            depends_on, fold = ["library size"] * n, 0.0
+        # rate = base + slope * driver. Bases and slopes sum to the same in all four region programs, so a spot's total,
+        # and with it the normalised value of genes that do not depend on the region, is the same in every region.
+        base = rng.lognormal(0, 0.7, n)
+        slope = base * rng.uniform(0.5, 1.5, n)
+        unit = REGION_SHARE / (len(REGIONS) + REGION_FOLD) if program in REGIONS else COUNT_SHARES[program] / (1 + fold)
+        prefix = "TUMOR" if program == "tumour" else program.upper()
+        digits = max(2, len(str(n)))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "program": program,
+                    "depends_on": depends_on,
+                    "base": unit * base / base.sum(),
+                    "slope": unit * fold * slope / slope.sum() / typical,
+                },
+                index=[f"{prefix}{i + 1:0{digits}d}" for i in range(n)],
+            )
+        )
+    return pd.concat(parts)
+
+
+def _table(
+    obs: pd.DataFrame, spatial: np.ndarray, genes: pd.DataFrame, median_counts: float, rng: np.random.Generator
+) -> AnnData:
+    """Draw the counts of one section."""
+    import anndata as ad
+
+    drivers = [obs[name].to_numpy(float) if name in obs else np.zeros(len(obs)) for name in genes["depends_on"]]
+    rates = genes["base"].to_numpy() + np.stack(drivers, axis=1) * genes["slope"].to_numpy()
+    library = median_counts * rng.lognormal(0, LIBRARY_SPREAD, len(obs))
+    shape = 1 / OVERDISPERSION
+    counts = rng.poisson(library[:, None] * rates * rng.gamma(shape, 1 / shape, rates.shape))
+    var = genes[["program", "depends_on"]].astype("category")
+    table = ad.AnnData(sparse.csr_matrix(counts, dtype=np.float32), obs=obs, var=var)
+    table.obsm["spatial"] = spatial
+    return table

@@ -1,0 +1,13 @@
+"""Image encoders: patches in, features out.
+
+An encoder has a `name`, the side of its `input_size` in pixels, the length `dim` of its features and the
+`weights_hash`, and is called with a batch of uint8 patches (n, side, side, 3) to give features (n, dim).
+"""
+
+from __future__ import annotations
+
+from nh2st_scverse.encoders._base import Encoder, get
+from nh2st_scverse.encoders._efficientnet import EfficientNetLite0
+from nh2st_scverse.encoders._resnet import resnet18_trunk
+
+__all__ = ["EfficientNetLite0", "Encoder", "get", "resnet18_trunk"]

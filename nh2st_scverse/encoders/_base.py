@@ -1,0 +1,85 @@
+"""What an encoder is, and how one is named."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+DEFAULT = "efficientnet_lite0"
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Patches in, features out. Any object of this shape can be passed as ``encoder=``.
+
+    Examples
+    --------
+    >>> import numpy as np, nh2st_scverse as nh
+    >>> class MeanColour:
+    ...     name, input_size, dim, weights_hash = "mean_colour", 32, 3, "none"
+    ...     def __call__(self, patches):
+    ...         return patches.mean(axis=(1, 2), dtype=np.float32)
+    >>> isinstance(MeanColour(), nh.encoders.Encoder)
+    True
+    """
+
+    name: str
+    input_size: int
+    dim: int
+    weights_hash: str
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """Encode (n, input_size, input_size, 3) uint8 into (n, dim) float32."""
+        ...
+
+
+def get(encoder: str | Encoder = DEFAULT) -> Encoder:
+    """Return the encoder of a name, or the encoder itself.
+
+    Parameters
+    ----------
+    encoder
+        ``"efficientnet_lite0"``, the offline default, or an object with the interface of :class:`Encoder`.
+
+    Returns
+    -------
+    The encoder.
+
+    Raises
+    ------
+    ValueError
+        Unknown name.
+    TypeError
+        An object that lacks part of the interface.
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> nh.encoders.get("efficientnet_lite0").dim
+    1704
+    """
+    if isinstance(encoder, str):
+        if encoder != DEFAULT:
+            raise ValueError(
+                f"Expected encoder={DEFAULT!r} or an encoder object, found {encoder!r}. Wrap your own network as "
+                "nh.encoders.Encoder describes."
+            )
+        return _default()
+    if isinstance(encoder, type):
+        raise TypeError(f"Expected an encoder, found the class {encoder.__name__}: pass {encoder.__name__}(...).")
+    lacking = [name for name in ("name", "input_size", "dim", "weights_hash") if not hasattr(encoder, name)]
+    if lacking or not callable(encoder):
+        raise TypeError(
+            f"Expected an encoder with name, input_size, dim, weights_hash and a call, found {type(encoder).__name__} "
+            f"without {lacking or ['__call__']}. See nh.encoders.Encoder."
+        )
+    return encoder
+
+
+@lru_cache(maxsize=1)
+def _default() -> Encoder:
+    from nh2st_scverse.encoders._efficientnet import EfficientNetLite0
+
+    return EfficientNetLite0()

@@ -1,0 +1,35 @@
+"""Read sections into :class:`spatialdata.SpatialData`.
+
+=====================================  ===========================================================================
+what you have                          how to read it
+=====================================  ===========================================================================
+h5ad with ``obsm["spatial"]`` + image  :func:`from_anndata`
+legacy Spatial Transcriptomics files   :func:`spatial_transcriptomics`
+the her2st download                    :func:`her2st`
+Space Ranger output folder (Visium)    ``spatialdata_io.visium(path, fullres_image_file=...)``
+=====================================  ===========================================================================
+
+Space Ranger folders
+--------------------
+There is no reader for Space Ranger folders here: ``spatialdata_io.visium()`` reads them, and every function of this
+package takes the object as it comes. Give it the full-resolution image when there is one; ``tissue_hires_image.png``
+has about 4 µm per pixel, which is coarse for patches of the size of a spot::
+
+    import spatialdata_io
+
+    sdata = spatialdata_io.visium("outs/", dataset_id="S1", fullres_image_file="S1.tif")
+    sdata["table"].var_names_make_unique()
+
+What the readers here make
+--------------------------
+For a section ``S``: a lazy multiscale image ``S_image`` (c, y, x; uint8; r, g, b), circles of the true radius
+``S_spots``, the counts in ``tables["table"]`` and two coordinate systems, ``S`` (pixels of the image) and
+``S_microns`` (µm).
+"""
+
+from __future__ import annotations
+
+from nh2st_scverse.io._anndata import from_anndata
+from nh2st_scverse.io._legacy import her2st, spatial_transcriptomics
+
+__all__ = ["from_anndata", "her2st", "spatial_transcriptomics"]

@@ -1,0 +1,433 @@
+"""The trained model a user holds: fit, predict, save, load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from nh2st_scverse import __version__
+from nh2st_scverse._logging import logger
+from nh2st_scverse.data.section import Section
+from nh2st_scverse.encoders import resnet18_trunk
+from nh2st_scverse.nn import Config, Member
+from nh2st_scverse.train.fit import Interrupted, fit_member, gene_pearson, seeded
+from nh2st_scverse.train.folds import make_folds
+from nh2st_scverse.train.spots import stack
+from nh2st_scverse.train.task import predict_batch
+
+FORMAT = 1
+N_EMBEDDING = 50
+COMPONENTS = "components"  # name of the basis of the embedding among the weights
+PACKAGES = ("torch", "timm", "spatialdata", "anndata", "numpy")
+
+
+class NH2ST:
+    """A trained model: predicts the expression of its gene panel from images.
+
+    Make one with :func:`nh2st_scverse.tl.train` or :meth:`load`. It is an ensemble: each member is trained without
+    some of the training groups (patients, sections, or blocks of tissue), which decide when its training stops. All
+    groups train, and every gene has a score on tissue that its predictor never saw.
+
+    Attributes
+    ----------
+    genes
+        The panel, in the order of the predictions.
+    config
+        Settings of the network and its training.
+    history
+        One row for each member and epoch: terms of the loss, and the Pearson correlation on the held-out group.
+    scores
+        For each gene ``pearson``, its correlation over held-out spots, averaged over the training sections. NaN where
+        one group of small sections leaves no tissue to score on.
+    unit
+        Unit of the predictions.
+    patch_um
+        Side of the patch of a spot, in µm.
+    spacing_um
+        Distance between adjacent spots of the training sections, in µm.
+    encoder, encoder_hash
+        Name of the image encoder, and hash of its weights.
+    trained_on
+        Training sections and the group of each.
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+    >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+    >>> len(model.genes)
+    20
+    """
+
+    def __init__(
+        self,
+        *,
+        members: Sequence[Member],
+        genes: Sequence[str],
+        config: Config,
+        history: pd.DataFrame,
+        scores: pd.DataFrame,
+        components: np.ndarray,
+        unit: str,
+        patch_um: float,
+        spacing_um: float,
+        encoder: str,
+        encoder_hash: str,
+        encoder_dim: int,
+        trained_on: dict[str, str],
+        seed: int,
+        interrupted: bool = False,
+    ) -> None:
+        self.members = [member.eval() for member in members]
+        self.genes = list(genes)
+        self.config = config
+        self.history = history
+        self.scores = scores
+        self.components = components  # (G, n) basis of the embedding
+        self.unit = unit
+        self.patch_um = patch_um
+        self.spacing_um = spacing_um
+        self.encoder = encoder
+        self.encoder_hash = encoder_hash
+        self.encoder_dim = encoder_dim
+        self.trained_on = trained_on
+        self.seed = seed
+        self.interrupted = interrupted  # the user stopped the training before its end
+
+    @classmethod
+    def fit(
+        cls,
+        sections: Sequence[Section],
+        groups: Sequence[str],
+        genes: Sequence[str],
+        config: Config,
+        *,
+        unit: str,
+        patch_um: float,
+        encoder: str = "none",
+        encoder_hash: str = "none",
+        encoder_dim: int = 0,
+        checkpoint: str | Path | None = None,
+        seed: int = 0,
+        accelerator: str = "auto",
+        trainer_kwargs: dict[str, Any] | None = None,
+        on_epoch: Callable[[dict[str, float]], None] | None = None,
+    ) -> NH2ST:
+        """Train the members of a model on sections that have features (or patches) and expression.
+
+        Users call :func:`nh2st_scverse.tl.train`, which prepares the sections.
+
+        Parameters
+        ----------
+        sections, groups
+            Training sections, and what must be held out together when a member is validated.
+        genes
+            Names of the columns of the expression.
+        config
+            Settings.
+        unit, patch_um, encoder, encoder_hash, encoder_dim
+            What the sections hold; kept with the model.
+        checkpoint
+            Weights of the trunk, for presets that train one.
+        seed
+            The same seed on the same machine gives the same model.
+        accelerator, trainer_kwargs
+            For ``lightning.Trainer``.
+        on_epoch
+            Called after every epoch.
+
+        Returns
+        -------
+        The model. When the user interrupts, the members trained so far make it.
+        """
+        field_um = patch_um * max(config.fields)
+        folds = make_folds(sections, groups, patch_um=field_um, max_folds=config.n_members, seed=seed, strict=False)
+        predicted = [np.full((s.n_spots, len(genes)), np.nan, dtype=np.float32) for s in sections]
+        apart = [np.zeros(s.n_spots, dtype=bool) for s in sections]
+        members: list[Member] = []
+        history: list[pd.DataFrame] = []
+        stopped = False
+        for i, fold in enumerate(folds):
+            try:
+                with seeded(seed + i):
+                    trunk = resnet18_trunk(checkpoint) if config.encoder == "resnet18" else None
+                member, held_out, rows = fit_member(
+                    fold.train,
+                    [(sections[at], spots) for at, spots in fold.held_out],
+                    config,
+                    seed=seed + i,
+                    trunk=trunk,
+                    accelerator=accelerator,
+                    trainer_kwargs=trainer_kwargs,
+                    on_epoch=on_epoch,
+                )
+            except Interrupted as interrupted:
+                member, held_out, rows = interrupted.args
+                stopped = True
+                if not rows and not members:
+                    raise KeyboardInterrupt(
+                        "Training was interrupted before its first epoch ended: no model."
+                    ) from None
+            except KeyboardInterrupt:  # while the member was prepared
+                if not members:
+                    raise
+                rows, stopped = [], True
+            if rows:
+                members.append(member)
+                history.append(pd.DataFrame(rows).assign(member=i, held_out=fold.name))
+                for (at, spots), values in zip(fold.held_out, held_out, strict=True):
+                    predicted[at][spots] = values
+                    apart[at][spots] = (
+                        fold.apart
+                    )  # a margin that had to shrink decides when to stop, but scores nothing
+            if stopped:
+                logger.warning(
+                    "Interrupted: the model is made of the %d of %d members so far.", len(members), len(folds)
+                )
+                break
+
+        per_section = []
+        for section, values, honest in zip(sections, predicted, apart, strict=True):
+            scored = section.trainable & honest & np.isfinite(values).all(axis=1)
+            if section.expression is not None and scored.sum() > 2:
+                pair = torch.from_numpy(values[scored]), torch.from_numpy(section.expression[scored])
+                per_section.append(gene_pearson(*pair).numpy())
+        mean = _nanmean(np.stack(per_section)) if per_section else np.full(len(genes), np.nan)
+        everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
+        table = pd.concat(history, ignore_index=True).astype({"epoch": int})
+        first = ["member", "held_out", "epoch"]
+        return cls(
+            members=members,
+            genes=genes,
+            config=config,
+            history=table[first + [c for c in table.columns if c not in first]],
+            scores=pd.DataFrame({"pearson": mean}, index=pd.Index(genes, name="gene")),
+            components=principal_genes(everything),
+            unit=unit,
+            patch_um=patch_um,
+            spacing_um=float(np.median([s.spacing_um for s in sections])),
+            encoder=encoder,
+            encoder_hash=encoder_hash,
+            encoder_dim=encoder_dim,
+            trained_on={s.name: str(g) for s, g in zip(sections, groups, strict=True)},
+            seed=seed,
+            interrupted=stopped,
+        )
+
+    def predict(self, section: Section, device: str = "cpu") -> np.ndarray:
+        """Predict the spots of a section that has features (or patches).
+
+        Parameters
+        ----------
+        section
+            The section.
+        device
+            Where to compute.
+
+        Returns
+        -------
+        (n_spots, n_genes) float32, the mean over the members; NaN for spots without a usable image.
+        """
+        spots = stack([section], standardise=self.config.standardise == "section").to(device)
+        total = torch.zeros(section.n_spots, len(self.genes))
+        with torch.inference_mode():
+            for member in self.members:
+                member.to(device)
+                inputs = spots.inputs
+                if member.projection is not None:
+                    spots.inputs = member.projection(inputs)
+                parts = [
+                    predict_batch(member, spots, b) for b in torch.arange(section.n_spots, device=device).split(512)
+                ]
+                spots.inputs = inputs
+                total += torch.cat(parts).cpu()
+                member.cpu()
+        predicted = (total / len(self.members)).numpy()
+        predicted[~section.usable] = np.nan
+        return predicted
+
+    def embed(self, predicted: np.ndarray) -> np.ndarray:
+        """Coordinates (n_spots, n) of predictions (n_spots, n_genes), the same axes for every section."""
+        return predicted @ self.components
+
+    @property
+    def identifier(self) -> str:
+        """Short hash of the weights and the panel."""
+        return _identifier(self.genes, self._weights())
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the model to a folder: ``weights.safetensors``, ``model.json``, ``history.csv``.
+
+        Parameters
+        ----------
+        path
+            The folder; made if needed.
+        overwrite
+            Replace a model that is there.
+
+        Returns
+        -------
+        The folder.
+
+        Raises
+        ------
+        FileExistsError
+            The folder holds something and `overwrite` is False.
+        """
+        folder = Path(path)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+            raise FileExistsError(f"{folder} exists: choose another folder, or pass overwrite=True.")
+        folder.mkdir(parents=True, exist_ok=True)
+        components = torch.from_numpy(np.ascontiguousarray(self.components))
+        save_file(self._weights() | {COMPONENTS: components}, folder / "weights.safetensors")
+        (folder / "model.json").write_text(json.dumps(self._description(), indent=1, allow_nan=False), encoding="utf-8")
+        self.history.to_csv(folder / "history.csv", index=False)
+        shutil.copymode(folder / "model.json", folder / "weights.safetensors")  # safetensors shuts out everyone else
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> NH2ST:
+        """Read a model that :meth:`save` wrote; nothing is unpickled.
+
+        Parameters
+        ----------
+        path
+            The folder.
+
+        Returns
+        -------
+        The model, which gives the predictions of the saved one.
+
+        Raises
+        ------
+        FileNotFoundError
+            No model in the folder.
+        ValueError
+            A file is damaged, or was written by a newer version.
+        """
+        folder = Path(path)
+        lacking = [n for n in ("model.json", "weights.safetensors", "history.csv") if not (folder / n).is_file()]
+        if lacking:
+            raise FileNotFoundError(f"Expected a model saved with model.save({str(path)!r}), found no {lacking} there.")
+        try:
+            about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+            written = int(about["format"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"model.json in {folder} is damaged: {error!r}. Save the model again.") from error
+        if written > FORMAT:
+            raise ValueError(
+                f"The model in {folder} has format {written}; this version reads up to {FORMAT}. Update nh2st-scverse."
+            )
+        try:
+            weights = load_file(folder / "weights.safetensors")
+        except SafetensorError as error:
+            raise ValueError(f"weights.safetensors in {folder} is damaged: {error}. Save the model again.") from error
+        components = weights.pop(COMPONENTS, None)
+        try:
+            history = pd.read_csv(folder / "history.csv", float_precision="round_trip", converters={"held_out": str})
+        except ValueError as error:
+            raise ValueError(f"history.csv in {folder} is damaged: {error}. Save the model again.") from error
+        try:
+            if components is None or about["identifier"] != _identifier(about["genes"], weights):
+                raise ValueError("genes or weights are not those that were saved")
+            config = Config.from_dict(about["config"])
+            members = []
+            for i in range(about["n_members"]):
+                state = {k.split(".", 1)[1]: v for k, v in weights.items() if k.startswith(f"{i}.")}
+                with seeded(0):  # these weights are replaced
+                    trunk = resnet18_trunk() if config.encoder == "resnet18" else None
+                    member = Member(config, about["n_features"], about["n_inputs"][i], len(about["genes"]), trunk)
+                member.load_state_dict(state)
+                members.append(member)
+            index = pd.Index(about["genes"], name="gene")
+            scores = pd.Series(about["pearson"], index, dtype=float, name="pearson").to_frame()
+            kept = {name: about[name] for name in _KEPT}
+        except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"Weights and model.json in {folder} do not belong together or were edited: {error!r}. Save the model "
+                "again."
+            ) from error
+        return cls(
+            members=members, config=config, history=history, scores=scores, components=components.numpy(), **kept
+        )
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {f"{i}.{k}": v.contiguous() for i, m in enumerate(self.members) for k, v in m.state_dict().items()}
+
+    def _description(self) -> dict[str, Any]:
+        first = self.members[0]
+        return {
+            "format": FORMAT,
+            "config": self.config.to_dict(),
+            "identifier": self.identifier,
+            **{name: getattr(self, name) for name in _KEPT},
+            "pearson": [None if np.isnan(v) else float(v) for v in self.scores["pearson"]],
+            "n_members": len(self.members),
+            "n_inputs": [m.network.query_projection.in_features for m in self.members],
+            "n_features": len(first.projection.mean)
+            if first.projection
+            else first.network.query_projection.in_features,
+            "packages": {"nh2st-scverse": __version__} | {name: version(name) for name in PACKAGES},
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What a table keeps about its predictions: flat scalars, and one JSON string with the rest."""
+        return {
+            "model": self.identifier,
+            "preset": self.config.name,
+            "encoder": self.encoder,
+            "encoder_hash": self.encoder_hash,
+            "unit": self.unit,
+            "patch_um": self.patch_um,
+            "spacing_um": self.spacing_um,
+            "n_genes": len(self.genes),
+            "mean_pearson": float(np.nanmean(self.scores["pearson"]))
+            if self.scores["pearson"].notna().any()
+            else np.nan,
+            "json": json.dumps({k: v for k, v in self._description().items() if k not in ("pearson", "n_inputs")}),
+        }
+
+    def __repr__(self) -> str:
+        held_out = self.provenance()["mean_pearson"]
+        return (
+            f"NH2ST model, preset {self.config.name!r}: {len(self.genes)} genes ({', '.join(self.genes[:3])}, ...), "
+            f"unit {self.unit}\n"
+            f"  trained on {len(self.trained_on)} section(s): {', '.join(self.trained_on)}; "
+            f"{len(self.members)} member(s)\n"
+            f"  images: {self.encoder}, patches of {self.patch_um:g} µm\n"
+            f"  mean Pearson on held-out tissue of the training sections: {held_out:.3f}"
+        )
+
+
+def _identifier(genes: Sequence[str], weights: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(list(genes)).encode())
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+_KEPT = ("genes", "unit", "patch_um", "spacing_um", "encoder", "encoder_hash", "encoder_dim", "trained_on", "seed")
+
+
+def principal_genes(predicted: np.ndarray) -> np.ndarray:
+    """Basis (G, n) of the embedding: what varies together in predictions (N, G) scaled to variance 1 by gene."""
+    scale = predicted.std(axis=0) + 1e-6
+    _, _, basis = np.linalg.svd((predicted - predicted.mean(axis=0)) / scale, full_matrices=False)
+    return (basis[:N_EMBEDDING].T / scale[:, None]).astype(np.float32)
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    total, number = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
+    return np.divide(total, number, out=np.full(values.shape[1], np.nan), where=number > 0)

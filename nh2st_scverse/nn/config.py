@@ -1,0 +1,179 @@
+"""Everything that can be set about the network and its training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of NH2ST. The defaults are the preset ``default``; :meth:`preset` gives ``paper``.
+
+    Examples
+    --------
+    >>> from nh2st_scverse.nn import Config
+    >>> Config.preset("paper").embedding
+    512
+    >>> Config.preset("default", dropout=0.5).dropout
+    0.5
+    """
+
+    name: str = "default"
+
+    # images
+    encoder: str = "frozen"  # "frozen": features computed once; "resnet18": a trunk that is trained with the rest
+    fields: tuple[float, ...] = (1.0, 2.5)  # sides of the fields of view of a spot, in patches
+    standardise: str = "section"  # features to mean 0, variance 1 within a section, against stain; or "none"
+    n_components: int | None = 256  # principal components of the features that enter the network; None: the features
+
+    # network
+    n_nodes: int = 9  # K: the spot itself and its nearest spots
+    n_similar: int = 3  # nodes that a hyperedge joins to its own
+    embedding: int = 256  # E
+    hidden: int = 256  # width of the first hypergraph convolution
+    bottleneck: int = 256  # width of the decoder
+    heads: int = 4
+    mlp_ratio: float = 1.0
+    dropout: float = 0.4
+    input_dropout: float = 0.1
+    context: bool = True  # the images around a spot reach its prediction
+    ridge: float = 0.5  # share of a closed-form ridge on the same inputs in the prediction
+
+    # loss
+    mse: float = 1.0
+    pearson: float = 1.0
+    query_contrast: float = 1.0
+    neighbour_contrast: float = 0.5
+    temperature: float = 0.05
+    negatives: float = 0.1  # factor of the off-diagonal similarities
+
+    # target
+    library: str = "genome"  # counts per 10,000 of all genes, or of the "panel" alone
+    smooth: bool = False  # average a spot with the adjacent ones
+    scale_target: bool = True  # genes to mean 0, variance 1 inside the network
+
+    # training
+    optimizer: str = "adamw"  # with one cycle of the learning rate; or "adam" with a step decay
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    batch_size: int = 128
+    max_epochs: int = 60
+    max_steps: int | None = 400  # large sections need fewer epochs; at least 10 are run
+    n_members: int = 3  # at most; each is validated on other training groups
+    patience: int = 15
+    augment: bool = False  # flips and quarter turns of the patches of a trained encoder
+
+    def __post_init__(self) -> None:
+        """Check that the settings can be and fit together."""
+        for name, options in CHOICES.items():
+            if getattr(self, name) not in options:
+                raise ValueError(f"Expected {name} to be one of {list(options)}, found {getattr(self, name)!r}.")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ValueError(f"Expected {name} to be a whole number of at least {least}, found {value!r}.")
+        for name in ("ridge", "dropout", "input_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"Expected {name} to be between 0 and 1, found {getattr(self, name)!r}.")
+        if not self.fields or min(self.fields) <= 0:
+            raise ValueError(f"Expected fields to be sides above 0, in patches, found {self.fields!r}.")
+        if self.embedding % self.heads:
+            raise ValueError(f"Expected heads to divide embedding, found {self.heads} heads and {self.embedding}.")
+        if self.encoder != "frozen" and (self.n_components is not None or self.ridge or len(self.fields) > 1):
+            raise ValueError(
+                "A trained encoder has one field of view, no principal components and no ridge: expected fields=(1.0,)"
+                f", n_components=None and ridge=0, found {self.fields}, {self.n_components} and {self.ridge}."
+            )
+        if self.ridge and not self.scale_target:
+            raise ValueError("The ridge predicts the scaled target: expected scale_target=True or ridge=0.")
+
+    @classmethod
+    def preset(cls, name: str = "default", **changes: Any) -> Config:
+        """Settings by name, with changes.
+
+        Parameters
+        ----------
+        name
+            ``"default"``, or ``"paper"``: the network and its training as published.
+        changes
+            Fields to set otherwise.
+
+        Returns
+        -------
+        The settings.
+
+        Raises
+        ------
+        ValueError
+            Unknown preset or field, or settings that cannot be or do not fit together.
+        """
+        presets = {"default": cls(), "paper": PAPER}
+        if name not in presets:
+            raise ValueError(f"Expected preset to be one of {list(presets)}, found {name!r}.")
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise ValueError(f"Unknown settings {unknown}. Available: {sorted(known - {'name'})}.")
+        return replace(presets[name], **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """Settings from :meth:`to_dict`."""
+        return cls.preset(**{**values, "name": "default", "fields": tuple(values["fields"])})._renamed(values["name"])
+
+    def _renamed(self, name: str) -> Config:
+        return replace(self, name=name)
+
+
+CHOICES = {
+    "encoder": ("frozen", "resnet18"),
+    "standardise": ("section", "none"),
+    "library": ("genome", "panel"),
+    "optimizer": ("adamw", "adam"),
+}
+LEAST = {  # a correlation and a contrast need two spots
+    "n_components": 1,
+    "n_nodes": 2,
+    "n_similar": 1,
+    "embedding": 1,
+    "hidden": 1,
+    "bottleneck": 1,
+    "heads": 1,
+    "batch_size": 2,
+    "max_epochs": 1,
+    "max_steps": 1,
+    "n_members": 1,
+    "patience": 1,
+}
+
+PAPER = Config(
+    name="paper",
+    encoder="resnet18",
+    fields=(1.0,),
+    standardise="none",
+    n_components=None,
+    embedding=512,
+    hidden=1024,
+    heads=8,
+    dropout=0.5,
+    input_dropout=0.0,
+    context=False,
+    ridge=0.0,
+    pearson=0.0,
+    library="panel",
+    smooth=True,
+    scale_target=False,
+    optimizer="adam",
+    lr=5e-4,
+    weight_decay=0.0,
+    batch_size=8,
+    max_epochs=200,
+    max_steps=None,
+    patience=20,
+    augment=True,
+)

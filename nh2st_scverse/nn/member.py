@@ -1,0 +1,85 @@
+"""A network with the scaling of its inputs and outputs: one member of the ensemble that a model is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nh2st_scverse.nn.config import Config
+from nh2st_scverse.nn.hypergraph import masked_mean
+from nh2st_scverse.nn.nh2st import Images, NH2STNetwork
+
+
+class Projection(nn.Module):
+    """``(x - mean) @ matrix``: features (N, F) to the components (N, C) that enter the network."""
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, n_features: int, n_components: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("matrix", torch.zeros(n_features, n_components))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project (N, F) to (N, C)."""
+        return (features - self.mean) @ self.matrix
+
+
+class Member(nn.Module):
+    """Projection of the features, the network, a closed-form ridge beside it, and the scale of the target.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    n_features
+        F, length of the features of a spot (of the flattened map, when a trunk is trained).
+    n_inputs
+        C, what enters the network: the number of components, or F.
+    n_genes
+        G, size of the panel.
+    trunk
+        Image encoder that is trained with the network; None when features are given.
+    """
+
+    target_mean: Tensor
+    target_scale: Tensor
+    ridge: Tensor
+
+    def __init__(
+        self, config: Config, n_features: int, n_inputs: int, n_genes: int, trunk: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = trunk
+        self.projection = Projection(n_features, n_inputs) if config.n_components else None
+        self.network = NH2STNetwork(config, n_inputs, n_genes)
+        self.register_buffer("target_mean", torch.zeros(n_genes))
+        self.register_buffer("target_scale", torch.ones(n_genes))
+        if config.ridge:
+            self.register_buffer("ridge", torch.zeros(2 * n_inputs, n_genes))
+
+    def images(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Images:
+        """Run the network on inputs (U, C), or feature maps (U, channels, h, w), that `nodes` (B, K) index into."""
+        if self.trunk is None:
+            query, around = inputs[nodes[:, 0]], inputs[nodes]  # (B, C), (B, K, C)
+        else:  # as published: the query is flattened by position, its nodes by channel
+            # an embedding looks up like an index, but sums its gradients in a fixed order
+            around = F.embedding(nodes, inputs.flatten(1))  # (B, K, channels * h * w)
+            query = around[:, 0].unflatten(1, inputs.shape[1:]).flatten(2).transpose(1, 2).flatten(1)
+        return self.network(query, around, mask, offsets)
+
+    def predict(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Tensor:
+        """Expression (B, G) in the unit of the target."""
+        scaled = self.images(inputs, nodes, mask, offsets).prediction
+        if self.config.ridge:
+            linear = ridge_inputs(inputs, nodes, mask) @ self.ridge
+            scaled = (1 - self.config.ridge) * scaled + self.config.ridge * linear
+        return scaled * self.target_scale + self.target_mean
+
+
+def ridge_inputs(inputs: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:
+    """What the ridge sees: a spot and the mean of its neighbourhood, (B, 2 C)."""
+    return torch.cat([inputs[nodes[:, 0]], masked_mean(inputs[nodes], mask)], dim=1)

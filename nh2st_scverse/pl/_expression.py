@@ -1,0 +1,301 @@
+"""Measured and predicted expression of genes beside the H&E."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection
+from matplotlib.colors import Colormap, Normalize
+from spatialdata import SpatialData
+
+from nh2st_scverse._constants import KEY, LOG_UNIT
+from nh2st_scverse._validators import check_positive, choose_key
+from nh2st_scverse.data.expression import is_logged, log_normalise, matrix, to_dense
+from nh2st_scverse.pl._figure import (
+    NOT_KNOWN,
+    Picture,
+    draw_image,
+    draw_scale_bar,
+    draw_spots,
+    finish,
+    pictures,
+    section_title,
+    tissue_panels,
+)
+
+N_DEFAULT = 4  # genes when none are named
+QUANTILES = (0.02, 0.98)  # between which the colours run: a few spots with very many counts do not flatten the rest
+
+
+def expression(
+    sdata: SpatialData,
+    genes: str | Sequence[str] | None = None,
+    *,
+    key: str = KEY,
+    layer: str | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    image_key: str | Mapping[str, str] | None = None,
+    microns_per_pixel: float | None = None,
+    shared: bool = True,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    cmap: str | Colormap = "viridis",
+    size: float = 1.0,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    return_ax: bool = False,
+) -> np.ndarray | None:
+    """Draw H&E, measured and predicted expression side by side: one row for each gene and section.
+
+    Spots are drawn in their true size on a faint copy of the H&E. The title of a prediction gives the correlation of
+    the gene on tissue that its predictor had not seen (``var["nh2st_pearson"]``): how far to trust it. Spots without
+    a prediction are grey.
+
+    Predictions vary less than measurements, which have counting noise on top. With one colour scale for both, as is the
+    default, this is seen as it is, and a gene that is hardly predicted looks flat. ``shared=False`` gives each its own
+    scale: compare *where* a gene is high, not how high.
+
+    Parameters
+    ----------
+    sdata
+        Object with predictions, see :func:`nh2st_scverse.tl.predict_expression`.
+    genes
+        Genes to draw. None: the four with the highest held-out correlation.
+    key
+        Name under which the predictions were written.
+    layer
+        Layer with the counts that are drawn as measured; None means X. They are brought to ``log1p`` of counts per ten
+        thousand, the unit of the prediction; logarithms are used as they are.
+    table_key
+        Table with the predictions. None: the only one that has them.
+    shapes_key
+        Draw only this section. None: all sections of the table.
+    image_key
+        H&E image, or a mapping of shapes to images. None: the one under the spots.
+    microns_per_pixel
+        Of the image at full resolution, when the object does not tell.
+    shared
+        One colour scale for measured and predicted. In both cases a gene has the same scale in all sections, which
+        runs from the 2 % to the 98 % quantile.
+    vmin, vmax
+        Limits of the colours, instead of the quantiles.
+    cmap
+        Colour map.
+    size
+        Size of the spots relative to their true size.
+    figsize, dpi
+        Size of the figure in inches, and dots per inch.
+    save
+        File to write the figure to.
+    return_ax
+        Return the axes.
+
+    Returns
+    -------
+    Nothing, or with ``return_ax`` an array of :class:`~matplotlib.axes.Axes`, (genes x sections, 3): H&E, measured,
+    predicted; the sections of a gene follow each other. A table that has predictions only (made with ``table_added``)
+    has no measured column: (genes x sections, 2).
+
+    Raises
+    ------
+    KeyError
+        No prediction under `key`, no such table, layer, section or gene.
+    ValueError
+        Genes that were not predicted, or an empty list of genes.
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> sdata = nh.datasets.synthetic(width_um=1200)
+    >>> nh.tl.predict_expression(sdata, progress=False)  # doctest: +SKIP
+    >>> nh.pl.expression(sdata, ["TUMOUR01", "CONTEXT01"])  # doctest: +SKIP
+    """
+    check_positive(size, argument="size")
+    table_key = find_prediction(sdata, key, table_key)
+    table = sdata.tables[table_key]
+    panel = _choose_genes(table, key, genes)
+    predicted = _predicted(table, key, panel)  # (n_spots, G)
+    unit = _unit(table, key)
+    columns: list[tuple[str, np.ndarray, str]] = [("predicted", predicted, unit)]
+    if key in table.layers:
+        measured, logged = _measured(table, layer, panel)
+        # a prediction in a unit of its own, beside measured counts, cannot share their scale
+        same_unit = logged or unit == LOG_UNIT
+        columns.insert(0, ("measured", measured, unit if same_unit else LOG_UNIT))
+        shared = shared and same_unit
+
+    drawn = pictures(
+        sdata,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        image_key=image_key,
+        microns_per_pixel=microns_per_pixel,
+    )
+    colours = (mpl.colormaps[cmap] if isinstance(cmap, str) else cmap).with_extremes(bad=NOT_KNOWN)
+    bars = 0.8 * (1 if shared else len(columns))
+    fig, axes = tissue_panels(drawn * len(panel), 1 + len(columns), extra=bars, figsize=figsize, dpi=dpi)
+    rows = iter(axes)
+    for g, gene in enumerate(panel):
+        values = [array[np.concatenate([p.rows for p in drawn]), g] for _, array, _ in columns]
+        limits = [_limits(values, vmin, vmax)] * len(columns) if shared else [_limits([v], vmin, vmax) for v in values]
+        for picture in drawn:
+            ax = next(rows)
+            draw_image(ax[0], picture)
+            draw_scale_bar(ax[0], picture)
+            ax[0].set_title(f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
+            for i, (title, array, bar_label) in enumerate(columns):
+                last = i == len(columns) - 1
+                text = f"{gene}  {title}" if not last else f"{gene}  {title}{_pearson(table, key, gene)}"
+                spots = _map(ax[i + 1], picture, array[picture.rows, g], text, limits[i], colours, size)
+                if last or not shared:
+                    _colour_bar(ax[i + 1], spots, np.concatenate(values if shared else [values[i]]), bar_label)
+    finish(fig, save, dpi)
+    return axes if return_ax else None
+
+
+def _map(
+    ax: Axes,
+    picture: Picture,
+    values: np.ndarray,
+    title: str,
+    limits: tuple[float, float],
+    cmap: Colormap,
+    size: float,
+) -> Collection:
+    draw_image(ax, picture, faint=True)
+    spots = draw_spots(ax, picture, size=size, array=np.ma.masked_invalid(values), cmap=cmap, norm=Normalize(*limits))
+    ax.set_title(title)
+    if np.isnan(values).any():
+        ax.set_xlabel("grey: not predicted", fontsize="small", color="0.4")
+    return spots
+
+
+def _colour_bar(ax: Axes, spots: Collection, values: np.ndarray, label: str) -> None:
+    low, high = spots.get_clim()
+    below, above = np.nanmin(values, initial=low) < low, np.nanmax(values, initial=high) > high
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    inset = ax.inset_axes((1.03, 0.08, 0.04, 0.84))  # part of the panel: it never meets another one
+    bar = ax.figure.colorbar(spots, cax=inset, label=label, extend=extend[bool(below), bool(above)])
+    bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def find_prediction(sdata: SpatialData, key: str, table_key: str | None) -> str:
+    """The table that has predictions under `key`."""
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(
+            f"Expected a SpatialData object, found {type(sdata).__name__}. Make one with nh.io.from_anndata(adata, "
+            "image, microns_per_pixel=...) or spatialdata_io.visium(path)."
+        )
+    if table_key is not None:
+        choose_key(sdata.tables, table_key, what="tables", argument="table_key")
+    tables = {name: table for name, table in sdata.tables.items() if table_key in (None, name)}
+    having = [name for name, table in tables.items() if _has_prediction(table, key)]
+    if not having:
+        others = sorted({n for t in tables.values() for n in t.layers if n is not None and n in t.var})
+        raise KeyError(
+            f"Expected predictions under key={key!r} in {list(tables)}, found none"
+            + (f" (there are some under {others}: pass key=)" if others else "")
+            + ". Make them with nh.tl.predict_expression(sdata)."
+        )
+    return choose_key(having, None, what=f"tables with predictions under {key!r}", argument="table_key")
+
+
+def _has_prediction(table: AnnData, key: str) -> bool:
+    return key in table.layers or _only_predictions(table, key)
+
+
+def _only_predictions(table: AnnData, key: str) -> bool:
+    """Whether X itself is the prediction, as in a table made with ``table_added``."""
+    return not (key in table.layers or key in table.var) and key in table.uns and f"{key}_pearson" in table.var
+
+
+def _choose_genes(table: AnnData, key: str, genes: str | Sequence[str] | None) -> list[str]:
+    if key in table.var:
+        known = table.var[key].to_numpy(dtype=bool)
+    else:
+        known = ~np.isnan(to_dense(_prediction(table, key))).all(axis=0)
+    names = table.var_names.to_numpy(dtype=str)
+    if genes is None:
+        score = table.var.get(f"{key}_pearson")
+        score = np.zeros(len(names)) if score is None else score.to_numpy(dtype=float)
+        order = np.argsort(-np.where(known & ~np.isnan(score), score, -np.inf), kind="stable")
+        return [str(name) for name in names[order[known[order]]][:N_DEFAULT]]
+    panel = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+    if not panel:
+        raise ValueError("Expected one or more genes, found an empty list. genes=None draws the best ones.")
+    missing = [gene for gene in panel if gene not in table.var_names]
+    if missing:
+        close = {gene: _close(gene, names) for gene in missing}
+        hint = "; ".join(f"{gene!r}: did you mean {found}?" for gene, found in close.items() if found)
+        examples = f"It has {len(names)} genes, e.g. {[str(n) for n in names[:5]]}."
+        raise KeyError(f"Genes {missing} are not in the table. {hint or examples}")
+    unpredicted = [gene for gene in panel if not known[names == gene].all()]
+    if unpredicted:
+        raise ValueError(
+            f"Genes {unpredicted} are measured but not predicted under {key!r}: the panel has {int(known.sum())} of "
+            f"{len(names)} genes, e.g. {[str(n) for n in names[known][:5]]} (all of them: "
+            f"table.var_names[table.var[{key!r}]]). To predict others pass genes= to nh.tl.predict_expression or "
+            "nh.tl.train."
+        )
+    return panel
+
+
+def _close(gene: str, names: np.ndarray) -> list[str]:
+    """Genes of a similar name, in whatever case."""
+    lower = {str(name).lower(): str(name) for name in names}
+    return [lower[match] for match in difflib.get_close_matches(gene.lower(), lower, n=3, cutoff=0.6)]
+
+
+def _prediction(table: AnnData, key: str) -> Any:
+    return table.layers.get(key, table.X)
+
+
+def _predicted(table: AnnData, key: str, panel: list[str]) -> np.ndarray:
+    return to_dense(_prediction(table, key)[:, table.var_names.get_indexer(panel)])
+
+
+def _measured(table: AnnData, layer: str | None, panel: list[str]) -> tuple[np.ndarray, bool]:
+    """As :func:`nh2st_scverse.data.expression.measured`, without a dense copy of all genes; and if it was logged."""
+    x = matrix(table, layer)
+    x = x.tocsr() if sp.issparse(x) else x
+    shown = to_dense(x[:, table.var_names.get_indexer(panel)])  # (n_spots, G)
+    if is_logged(x):
+        return shown, True
+    library = np.asarray(x.sum(axis=1), dtype=np.float64).reshape(-1, 1)
+    return log_normalise(np.hstack([shown, library - shown.sum(axis=1, keepdims=True)]))[:, :-1], False
+
+
+def _unit(table: AnnData, key: str) -> str:
+    about: Any = table.uns.get(key)
+    return str(about.get("unit", LOG_UNIT)) if isinstance(about, Mapping) else LOG_UNIT
+
+
+def _pearson(table: AnnData, key: str, gene: str) -> str:
+    column = f"{key}_pearson"
+    score = float(table.var.loc[gene, column]) if column in table.var else np.nan
+    return "" if np.isnan(score) else f"  r = {score:.2f}"
+
+
+def _limits(arrays: Sequence[np.ndarray], vmin: float | None, vmax: float | None) -> tuple[float, float]:
+    """Limits that hold the middle of every array; those given win."""
+    finite = [values[np.isfinite(values)] for values in arrays]
+    finite = [values for values in finite if len(values)]
+    if not finite:
+        return 0.0 if vmin is None else vmin, 1.0 if vmax is None else vmax
+    quantiles = np.array([np.quantile(values, QUANTILES) for values in finite])
+    low, high = float(quantiles[:, 0].min()), float(quantiles[:, 1].max())
+    if high <= low:  # a gene that is counted in very few spots
+        low, high = float(min(v.min() for v in finite)), float(max(v.max() for v in finite))
+    if high <= low:
+        high = low + 1
+    return low if vmin is None else vmin, high if vmax is None else vmax

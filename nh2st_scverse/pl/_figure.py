@@ -1,0 +1,230 @@
+"""What the figures share: a section drawn in µm, a scale bar, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection, EllipseCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
+from spatialdata import SpatialData
+
+from nh2st_scverse._validators import ALLOWANCES
+from nh2st_scverse.data.geometry import apply_affine
+from nh2st_scverse.data.patches import read_pixels
+from nh2st_scverse.data.section import Section, find_sections
+
+PANEL_INCHES = 2.9  # width of one picture of tissue
+LONGEST_PX = 900  # of the H&E behind a panel: sharp on a screen and in print at this size
+NOT_KNOWN = "#959595"  # spots without a value: darker than the pale H&E, and in no colour map
+FAINTNESS = 0.35  # contrast that is left of the H&E under coloured spots
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One section ready to be drawn: the H&E around its spots, and the spots, all in µm."""
+
+    name: str
+    rows: np.ndarray  # (n,) rows of the table
+    xy: np.ndarray  # (n, 2) centres
+    radius: np.ndarray  # (n,) true radius; unused when there are outlines
+    outlines: list[np.ndarray] | None  # (m, 2) corners of each shape, when the shapes are polygons
+    pixels: np.ndarray  # (h, w, 3) uint8
+    extent: tuple[float, float, float, float]  # left, right, bottom, top of the pixels
+    window: tuple[float, float, float, float]  # left, right, bottom, top of what is shown
+
+    @property
+    def aspect(self) -> float:
+        """Height of what is shown divided by its width."""
+        left, right, bottom, top = self.window
+        return (bottom - top) / (right - left)
+
+
+def pictures(
+    sdata: SpatialData,
+    *,
+    table_key: str | None,
+    shapes_key: str | None,
+    image_key: str | Mapping[str, str] | None,
+    microns_per_pixel: float | None,
+) -> list[Picture]:
+    """Every section that a table annotates, ready to be drawn."""
+    _, sections = find_sections(
+        sdata,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        image_key=image_key,
+        microns_per_pixel=microns_per_pixel,
+        allow=ALLOWANCES,  # what was let through when it was predicted can be looked at
+    )
+    return [_picture(sdata, section) for section in sections]
+
+
+def _picture(sdata: SpatialData, section: Section) -> Picture:
+    geometry = section.geometry
+    full = geometry.levels[0]
+    microns = full.microns_per_pixel
+    scale = np.sqrt(abs(np.linalg.det(full.from_shapes[:2, :2]))) * microns  # unit of the shapes -> µm
+    shapes = sdata.shapes[section.name].loc[geometry.instances]
+    outlines = None
+    if "radius" in shapes:
+        radius = shapes["radius"].to_numpy(dtype=float) * scale
+    else:
+        outlines = [_outline(polygon, full.from_shapes) * microns for polygon in shapes.geometry]
+        radius = np.array([np.ptp(outline, axis=0).max() / 2 for outline in outlines])
+
+    xy = section.xy_um
+    seen = section.usable if section.usable.any() else np.ones(len(xy), dtype=bool)
+    margin = radius[seen].max() + section.spacing_um
+    low, high = xy[seen].min(axis=0) - margin, xy[seen].max(axis=0) + margin  # x, y
+
+    enough = [lv for lv in geometry.levels if (high - low).max() / lv.microns_per_pixel >= LONGEST_PX]
+    level = enough[-1] if enough else full
+    step = max(1, int((high - low).max() / level.microns_per_pixel // LONGEST_PX))  # an image without a pyramid
+    to_full = full.from_shapes @ np.linalg.inv(level.from_shapes) @ np.diag([step, step, 1.0])
+    corners = apply_affine(np.linalg.inv(to_full), np.stack([low, high]) / microns)
+    start, stop = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
+    pixels = read_pixels(level.array[:, ::step, ::step], start, stop)
+    (left, top), (right, bottom) = apply_affine(to_full, np.stack([start, stop]).astype(float)) * microns
+    return Picture(
+        name=section.name,
+        rows=section.rows,
+        xy=xy,
+        radius=radius,
+        outlines=outlines,
+        pixels=pixels,
+        extent=(float(left), float(right), float(bottom), float(top)),
+        window=(float(low[0]), float(high[0]), float(high[1]), float(low[1])),
+    )
+
+
+def _outline(polygon: Any, affine: np.ndarray) -> np.ndarray:
+    largest = max(getattr(polygon, "geoms", [polygon]), key=lambda part: part.area)
+    return apply_affine(affine, np.asarray(largest.exterior.coords)[:, :2])
+
+
+def tissue_panels(
+    drawn: Sequence[Picture],
+    n_columns: int,
+    *,
+    extra: float,
+    figsize: tuple[float, float] | None,
+    dpi: float | None,
+) -> tuple[Figure, np.ndarray]:
+    """A figure with one row of panels per picture, as high as the section needs: axes (n_rows, n_columns).
+
+    `extra` inches of width are left for colour bars and legends.
+    """
+    heights = [PANEL_INCHES * picture.aspect for picture in drawn]
+    if figsize is None:
+        figsize = ((PANEL_INCHES + 0.1) * n_columns + extra, sum(heights) + 0.4 * len(drawn))
+    fig, axes = plt.subplots(
+        len(drawn),
+        n_columns,
+        figsize=figsize,
+        dpi=dpi,
+        squeeze=False,
+        layout=ConstrainedLayoutEngine(compress=True, w_pad=0.06, h_pad=0.06),
+        gridspec_kw={"height_ratios": heights},
+    )
+    for ax, picture in ((ax, picture) for row, picture in zip(axes, drawn, strict=True) for ax in row):
+        left, right, bottom, top = picture.window
+        ax.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
+        ax.spines[:].set_visible(False)
+    return fig, axes
+
+
+def draw_image(ax: Axes, picture: Picture, *, faint: bool = False) -> None:
+    """The H&E; `faint` in pale grey, so that spots can be read on it."""
+    pixels = picture.pixels
+    if faint:
+        grey = pixels.mean(axis=2, keepdims=True)
+        pixels = np.broadcast_to(255 - (255 - grey) * FAINTNESS, pixels.shape).astype(np.uint8)
+    left, right, bottom, top = picture.window
+    ax.imshow(pixels, extent=picture.extent, interpolation="antialiased")
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def draw_spots(ax: Axes, picture: Picture, *, size: float = 1.0, **kwargs: Any) -> Collection:
+    """The spots at their true place and size, times `size`; `kwargs` are those of a matplotlib collection."""
+    if picture.outlines is None:
+        diameter = 2 * size * picture.radius
+        spots: Collection = EllipseCollection(
+            diameter,
+            diameter,
+            np.zeros(len(diameter)),
+            units="xy",
+            offsets=picture.xy,
+            offset_transform=ax.transData,
+            linewidths=0,
+            **kwargs,
+        )
+    else:
+        corners = [c + (size - 1) * (c - xy) for c, xy in zip(picture.outlines, picture.xy, strict=True)]
+        spots = PolyCollection(corners, linewidths=0, **kwargs)
+    ax.add_collection(spots, autolim=False)
+    return spots
+
+
+def draw_scale_bar(ax: Axes, picture: Picture) -> None:
+    """A bar of a round length, about a quarter of the panel, in the corner with the fewest spots."""
+    left, right, bottom, top = picture.window
+    width = right - left
+    power = 10.0 ** np.floor(np.log10(width / 3.5))
+    length = max(step * power for step in (1, 2, 5) if step * power <= width / 3.5)
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+
+    across, down = (picture.xy - (left, top)).T / np.array([[width], [bottom - top]])  # 0 to 1 in the window
+    corners = [(west, low) for low in (True, False) for west in (True, False)]
+    west, low = min(
+        corners,
+        key=lambda c: np.sum((across < 0.35 if c[0] else across > 0.65) & (down > 0.84 if c[1] else down < 0.16)),
+    )
+    inset = max(length / 2 + 0.04 * width, 0.13 * width)  # the label may be wider than the bar
+    centre = left + inset if west else right - inset
+    data_and_panel = ax.get_xaxis_transform()  # x in µm, y from 0 to 1 in the panel
+    height = 0.04 if low else 0.9
+    # white around black is read on dark and on pale tissue
+    ax.plot(
+        [centre - length / 2, centre + length / 2],
+        [height, height],
+        transform=data_and_panel,
+        color="black",
+        linewidth=2.5,
+        solid_capstyle="butt",
+        path_effects=[withStroke(linewidth=5, foreground="white")],
+        label="scale bar",
+    )
+    ax.annotate(
+        label,
+        (centre, height),
+        xycoords=data_and_panel,
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize="small",
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )
+
+
+def section_title(picture: Picture) -> str:
+    """Name of a section as a person knows it: shapes ``C2_spots`` are section C2."""
+    return picture.name.removesuffix("_spots")
+
+
+def finish(fig: Figure, save: str | Path | None, dpi: float | None) -> None:
+    """Save a figure; a path without an ending becomes a PNG."""
+    if save is None:
+        return
+    path = Path(save)
+    path = path if path.suffix else path.with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, bbox_inches="tight", dpi="figure" if dpi is None else dpi)

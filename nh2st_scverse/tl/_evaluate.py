@@ -1,0 +1,127 @@
+"""``tl.evaluate``: predicted against measured, gene by gene."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from nh2st_scverse import metrics
+from nh2st_scverse._constants import KEY
+from nh2st_scverse._logging import logger
+from nh2st_scverse._validators import choose_key
+from nh2st_scverse.data.expression import is_logged, matrix, measured
+
+SCORES = ("pearson", "spearman", "mse", "mae")
+
+
+def evaluate(
+    sdata: SpatialData, *, key: str = KEY, table_key: str | None = None, layer: str | None = None, n_splits: int = 5
+) -> pd.DataFrame:
+    """Score a prediction against the measured expression, gene by gene.
+
+    Scores are taken within each section and averaged over the sections. They are honest if the predictor never saw the
+    spots: after cross-fitting, or for sections that a model was not trained on.
+
+    Parameters
+    ----------
+    sdata
+        Object with a prediction from :func:`predict_expression`.
+    key
+        Name of the prediction.
+    table_key
+        Table; None means the only one that has the prediction.
+    layer
+        Layer with the counts; None means X.
+    n_splits
+        Random halvings of the counts for the noise ceiling.
+
+    Returns
+    -------
+    One row for each predicted gene: ``pearson``, ``spearman``, ``mse``, ``mae``, ``ceiling`` (the highest Pearson
+    correlation that counting noise allows; NaN without raw counts) and ``of_ceiling``, best genes first. Written to
+    ``table.var[key + "_" + name]``, and their means to ``table.uns[key + "_scores"]``.
+
+    Raises
+    ------
+    KeyError
+        No such prediction.
+    ValueError
+        Predictions in another unit than the measured expression.
+
+    See Also
+    --------
+    cross_validate : compare with baselines.
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
+    >>> nh.tl.evaluate(sdata).shape
+    (30, 6)
+    """
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
+    holding = {
+        k: t for k, t in sdata.tables.items() if key in t.layers and key in t.var and "json" in t.uns.get(key, {})
+    }
+    if not holding:
+        raise KeyError(
+            f"No table has a prediction {key!r}; found "
+            f"{ {k: list(t.layers) for k, t in sdata.tables.items()} } (layers of the "
+            "tables). Predict first with nh.tl.predict_expression(sdata), or pass key= as its key_added=."
+        )
+    table = sdata.tables[choose_key(holding, table_key, what=f"tables with a prediction {key!r}", argument="table_key")]
+    genes = table.var_names[table.var[key].to_numpy(dtype=bool)]
+    _check_unit(table, key)
+    columns = table.var_names.get_indexer(genes)
+    predicted = np.asarray(table.layers[key])[:, columns]
+    target = measured(table, layer)[:, columns]
+    counts = matrix(table, layer)
+    whole = not is_logged(counts) and not np.any(_values(counts) % 1)
+    if not whole:
+        logger.warning("No raw counts: the noise ceiling is NaN. Pass layer= with counts to have it.")
+
+    regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
+    parts = []
+    for region in pd.unique(regions):
+        at = (regions == region) & np.isfinite(predicted).all(axis=1)
+        if at.sum() < 3:
+            continue
+        scores = {name: getattr(metrics, name)(target[at], predicted[at]) for name in SCORES}
+        panel = counts[at][:, columns]
+        library = np.asarray(counts[at].sum(axis=1)).ravel()
+        ceiling = metrics.noise_ceiling(panel, library_size=library, n_splits=n_splits) if whole else np.nan
+        parts.append(pd.DataFrame(scores | {"ceiling": ceiling}, index=pd.Index(genes, name="gene")))
+    if not parts:
+        raise ValueError(f"Expected at least 3 predicted spots in a section, found none with a prediction {key!r}.")
+    result = pd.concat(parts).groupby(level=0, sort=False).mean().loc[genes].rename_axis("gene")
+    result["of_ceiling"] = result["pearson"] / result["ceiling"].where(result["ceiling"] > 0.05)
+
+    for name in (*SCORES, "ceiling"):
+        table.var[f"{key}_{name}"] = result[name].reindex(table.var_names)
+    table.uns[f"{key}_scores"] = {f"mean_{name}": float(result[name].mean()) for name in result} | {
+        "n_genes": len(genes),
+        "n_sections": len(parts),
+    }
+    return result.sort_values("pearson", ascending=False)
+
+
+def _check_unit(table: AnnData, key: str) -> None:
+    about = table.uns.get(key, {})
+    config = json.loads(about["json"])["config"] if "json" in about else {}
+    if config.get("smooth") or config.get("library") == "panel":
+        raise ValueError(
+            f"The prediction {key!r} is in the unit {about['unit']!r} of preset 'paper', which the measured counts are "
+            "not in. Score such a model with nh.tl.cross_validate(..., preset='paper')."
+        )
+
+
+def _values(x: Any) -> np.ndarray:
+    return np.asarray(x.data if sp.issparse(x) else x)

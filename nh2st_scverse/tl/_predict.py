@@ -1,0 +1,434 @@
+"""``tl.predict_expression``: predictions into a layer of the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import TableModel
+
+from nh2st_scverse._constants import KEY
+from nh2st_scverse._logging import logger
+from nh2st_scverse._validators import check_name, check_one_of, choose_key
+from nh2st_scverse.data.section import Section
+from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse.encoders._efficientnet import pick_device
+from nh2st_scverse.metrics import pearson
+from nh2st_scverse.model import NH2ST, principal_genes
+from nh2st_scverse.nn import Config
+from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, leave_features
+from nh2st_scverse.tl._train import DEVICES, choose_encoder, fit
+from nh2st_scverse.train.folds import Fold, make_folds
+
+
+def predict_expression(
+    sdata: SpatialData,
+    *,
+    model: NH2ST | None = None,
+    key_added: str = KEY,
+    table_added: str | None = None,
+    groups: str | Sequence[str] | Mapping[str, str] | None = None,
+    genes: str | Sequence[str] = "highest_mean",
+    n_genes: int | None = 250,
+    preset: str = "default",
+    encoder: str | Encoder | None = None,
+    checkpoint: str | Path | None = None,
+    patch_um: float | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    image_key: str | Mapping[str, str] | None = None,
+    layer: str | None = None,
+    microns_per_pixel: float | None = None,
+    allow: str | Iterable[str] = (),
+    device: str = "auto",
+    seed: int = 0,
+    progress: bool = True,
+    trainer_kwargs: dict[str, Any] | None = None,
+    **settings: Any,
+) -> None:
+    """Predict the expression of every spot from the H&E image, and write it into the table.
+
+    With a `model`, its panel is predicted from the images alone. Without one, the object must have counts and the
+    prediction is *cross-fitted*: every spot is predicted by a model that never saw it. Models are then trained without
+    one group each (without several groups: without one block of tissue, and without all spots that share a neighbour
+    or a pixel with it), so predictions can be compared with the measured counts.
+
+    Parameters
+    ----------
+    sdata
+        Image, spots, and a table that annotates them (with a `model` the table may be missing).
+    model
+        From :func:`train` or :meth:`nh2st_scverse.NH2ST.load`; None cross-fits.
+    key_added
+        Name under which results are written.
+    table_added
+        Write a new table of this name, with the predicted genes in X, instead of a layer. Without a table of the spots
+        there is always a new one, ``"table"`` if no other name is given.
+    groups, genes, n_genes, preset, checkpoint, patch_um, layer, trainer_kwargs, settings
+        As in :func:`train`; for cross-fitting only.
+    encoder
+        As in :func:`train`; with a `model` the encoder it was trained with, if that was an object of yours.
+    table_key, shapes_key, image_key
+        Elements of the object; None means the only candidate.
+    microns_per_pixel
+        Of the image at full resolution, when the object does not tell.
+    allow
+        Known problems to go on with: ``"coarse"``, ``"off_tissue"``.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    seed
+        The same seed on the same machine gives the same numbers.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    None. X is never touched, nothing is written to disk, and a failure leaves the object as it was. Written are
+
+    ``table.layers[key_added]``
+        (n_spots, n_genes) float32 in the unit of the training target (``uns[key_added]["unit"]``); NaN for genes that
+        are not predicted and for spots without a usable image.
+    ``table.var[key_added]``
+        Whether the gene is predicted.
+    ``table.var[key_added + "_pearson"]``
+        Correlation of the gene on tissue its predictor never saw: how far to trust it.
+    ``table.obs[key_added + "_border"]``
+        The patch of the spot reaches over the border of the image and is padded.
+    ``table.obsm["X_" + key_added]``
+        The predicted panel on the axes along which predictions vary, for ``sc.pp.neighbors(use_rep=...)``.
+    ``table.uns[key_added]``
+        Where the prediction comes from: flat values, and the rest as one JSON string.
+    ``table.obsm["nh2st_features"]``, ``table.uns["nh2st_features"]``
+        Features of the images, reused by the next call if nothing changed.
+
+    Raises
+    ------
+    KeyError
+        Missing or ambiguous elements, layers or columns.
+    ValueError
+        Spots and image that do not fit, an image too coarse for the patch, unusable counts, duplicated names, a table
+        without the genes of the model, another encoder than the model's, a name that holds something else already.
+
+    See Also
+    --------
+    train, evaluate
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
+    >>> int(sdata["table"].var["nh2st"].sum())
+    30
+    """
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(
+            f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object (with "
+            "a model from "
+            "nh.tl.train([...]))."
+        )
+    check_one_of(device, DEVICES, argument="device")
+    keys = {
+        "table_key": table_key,
+        "shapes_key": shapes_key,
+        "image_key": image_key,
+        "microns_per_pixel": microns_per_pixel,
+        "allow": allow,
+    }
+    check_name(key_added, argument="key_added")
+    if model is not None and not any(table.uns.get("spatialdata_attrs") for table in sdata.tables.values()):
+        table_added = table_added or "table"
+    if table_added is not None:
+        check_name(table_added, argument="table_added")
+        elements = [name for _, name, _ in sdata.gen_elements()]
+        if table_added in elements:
+            raise ValueError(f"table_added={table_added!r} is there already, among {elements}: choose another name.")
+    if model is not None:
+        given = {"groups": groups, "patch_um": patch_um, "layer": layer, "checkpoint": checkpoint, **settings}
+        unused = [name for name, value in given.items() if value is not None]
+        if unused:
+            raise ValueError(f"{unused} belong to training and have no meaning with a model: pass them to nh.tl.train.")
+        _with_model(sdata, model, encoder, keys, key_added, table_added, device, progress)
+        return
+    config = Config.preset(preset, **settings)
+    _cross_fit(
+        sdata,
+        config,
+        keys,
+        key_added,
+        table_added,
+        groups=groups,
+        genes=genes,
+        n_genes=n_genes,
+        encoder="efficientnet_lite0" if encoder is None else encoder,
+        checkpoint=checkpoint,
+        patch_um=patch_um,
+        layer=layer,
+        device=device,
+        seed=seed,
+        progress=progress,
+        trainer_kwargs=trainer_kwargs,
+    )
+
+
+def _with_model(
+    sdata: SpatialData,
+    model: NH2ST,
+    encoder: str | Encoder | None,
+    keys: dict[str, Any],
+    key_added: str,
+    table_added: str | None,
+    device: str,
+    progress: bool,
+) -> None:
+    used = encoder_of(model, encoder)
+    annotated = sdata if any(t.uns.get("spatialdata_attrs") for t in sdata.tables.values()) else _annotated(sdata, keys)
+    if annotated is not sdata and table_added is None:
+        table_added = key_added  # nothing to add a layer to
+    prepared = collect(annotated, patch_um=model.patch_um, n_nodes=model.config.n_nodes, **keys)
+    if table_added is None:
+        _check_free(prepared.tables[0], key_added)
+        _check_genes(model.genes, prepared.tables[0])
+    for section in prepared.sections:
+        if abs(section.spacing_um / model.spacing_um - 1) > 0.25:
+            logger.warning(
+                "Spots of %r are %.0f µm apart, those the model was trained on %.0f µm: is microns_per_pixel right?",
+                section.name,
+                section.spacing_um,
+                model.spacing_um,
+            )
+    add_images(prepared, model.config, used, progress=progress)
+    predicted = [model.predict(section, pick_device(device)) for section in prepared.sections]
+    scores = model.scores["pearson"].to_numpy()
+    about = model.provenance() | {"cross_fitted": False}
+    _write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
+
+
+def encoder_of(model: NH2ST, encoder: str | Encoder | None) -> Encoder | None:
+    """The encoder that a model was trained with, checked by name and weights."""
+    if model.config.encoder != "frozen":
+        return None
+    try:
+        used = get(encoder if encoder is not None else model.encoder)
+    except ValueError:
+        raise ValueError(f"The model was trained with encoder {model.encoder!r}: pass it as encoder=.") from None
+    if (used.name, used.weights_hash) != (model.encoder, model.encoder_hash):
+        raise ValueError(
+            f"The model was trained with encoder {model.encoder!r} (weights {model.encoder_hash}), found {used.name!r} "
+            f"(weights {used.weights_hash}): pass the same encoder=."
+        )
+    return used
+
+
+def _annotated(sdata: SpatialData, keys: dict[str, Any]) -> SpatialData:
+    """The same images and spots, with a table of the spots that has no genes."""
+    key = choose_key(sdata.shapes, keys["shapes_key"], what="shapes", argument="shapes_key")
+    index = sdata.shapes[key].index
+    obs = pd.DataFrame(
+        {"region": pd.Categorical([key] * len(index)), "spot_id": index.to_numpy()}, index=index.astype(str)
+    )
+    obs.index.name = None
+    table = TableModel.parse(AnnData(obs=obs), region=key, region_key="region", instance_key="spot_id")
+    return SpatialData(images=dict(sdata.images), shapes={key: sdata.shapes[key]}, tables={"table": table})
+
+
+def _check_free(table: AnnData, key: str) -> None:
+    """Results of an earlier prediction are replaced, nothing else is."""
+    if "json" in table.uns.get(key, {}):
+        return
+    places = {"layers": table.layers, "var": table.var, "uns": table.uns}
+    taken = [f"{place}[{key!r}]" for place, holding in places.items() if key in holding]
+    if f"X_{key}" in table.obsm:
+        taken.append(f"obsm['X_{key}']")
+    if taken:
+        raise ValueError(
+            f"key_added={key!r} would overwrite {', '.join(taken)} of the table, which no prediction wrote. "
+            "Choose another "
+            "key_added=."
+        )
+
+
+def _check_genes(genes: Sequence[str], table: AnnData) -> None:
+    lacking = [gene for gene in genes if gene not in table.var_names]
+    if len(lacking) == len(genes):
+        raise ValueError(
+            f"None of the {len(genes)} genes of the model (e.g. {list(genes[:3])}) is in the table, which has e.g. "
+            f"{list(table.var_names[:3])}. Rename the genes of one, or pass table_added='predicted' for a new table."
+        )
+    if lacking:
+        logger.warning(
+            "%d of %d genes of the model are not in the table and left out, e.g. %s. "
+            "table_added='predicted' writes all of them to a new table.",
+            len(lacking),
+            len(genes),
+            lacking[:3],
+        )
+
+
+def _cross_fit(
+    sdata: SpatialData,
+    config: Config,
+    keys: dict[str, Any],
+    key_added: str,
+    table_added: str | None,
+    *,
+    groups: Any,
+    genes: str | Sequence[str],
+    n_genes: int | None,
+    encoder: str | Encoder,
+    checkpoint: str | Path | None,
+    patch_um: float | None,
+    layer: str | None,
+    device: str,
+    seed: int,
+    progress: bool,
+    trainer_kwargs: dict[str, Any] | None,
+) -> None:
+    prepared = collect(sdata, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, **keys)
+    if table_added is None:
+        _check_free(prepared.tables[0], key_added)
+    folds, splits = outer_folds(prepared, config, seed)
+    _warn_small(prepared, splits)
+    panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer, splits=splits)
+    used = choose_encoder(config, encoder)
+    add_images(prepared, config, used, progress=progress)
+    folds, _ = outer_folds(prepared, config, seed)  # the same ones, now with features and expression
+
+    predicted = [np.full((s.n_spots, len(panel)), np.nan, dtype=np.float32) for s in prepared.sections]
+    models = []
+    for i, fold in enumerate(folds):
+        model = fit(
+            fold.train,
+            fold.train_groups,
+            panel,
+            config,
+            prepared,
+            used,
+            checkpoint=checkpoint,
+            seed=seed,
+            device=device,
+            progress=progress,
+            trainer_kwargs=trainer_kwargs,
+            name=f"without {fold.name} ({i + 1}/{len(folds)})",
+        )
+        if model.interrupted:
+            raise KeyboardInterrupt("Cross-fitting was interrupted: nothing is written, the object is as it was.")
+        models.append(model)
+        for at, spots in fold.held_out:
+            predicted[at][spots] = model.predict(prepared.sections[at])[spots]
+
+    scores = held_out_pearson(prepared.sections, predicted)
+    everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
+    about = models[0].provenance() | {
+        "cross_fitted": True,
+        "model": ",".join(model.identifier for model in models),
+        "folds": json.dumps([fold.name for fold in folds]),
+        "mean_pearson": float(pd.Series(scores).mean()),
+    }
+    _write(sdata, prepared, panel, predicted, scores, principal_genes(everything), about, key_added, table_added)
+
+
+def _warn_small(prepared: Prepared, splits: Sequence[Sequence[tuple[int, np.ndarray]]]) -> None:
+    """Say when the margin round a held-out block takes most of a section."""
+    for i, stay in splits[0]:
+        section = prepared.sections[i]
+        if len(stay) < section.n_spots / 2:
+            logger.warning(
+                "Section %r is small: with a block held out, its margin leaves %d of %d spots to train on, and scores "
+                "will be low. Several sections in one call are predicted from each other.",
+                section.name,
+                len(stay),
+                section.n_spots,
+            )
+
+
+def outer_folds(prepared: Prepared, config: Config, seed: int) -> tuple[list[Fold], list[list[tuple[int, np.ndarray]]]]:
+    """Folds that are predicted by models trained without them, and the training spots of each."""
+    folds = make_folds(prepared.sections, prepared.groups, patch_um=prepared.patch_um * max(config.fields), seed=seed)
+    position = {section.name: i for i, section in enumerate(prepared.sections)}
+    splits = []
+    for fold in folds:
+        split = []
+        for section in fold.train:
+            i = position[section.name]
+            split.append((i, np.flatnonzero(np.isin(prepared.sections[i].rows, section.rows))))
+        splits.append(split)
+    return folds, splits
+
+
+def held_out_pearson(sections: Sequence[Section], predicted: Sequence[np.ndarray]) -> np.ndarray:
+    """Correlation (n_genes,) over the spots of each section, averaged over the sections."""
+    scores = [
+        pearson(s.expression[s.trainable], p[s.trainable])
+        for s, p in zip(sections, predicted, strict=True)
+        if s.expression is not None
+    ]
+    return pd.DataFrame(scores).mean().to_numpy()
+
+
+def _write(
+    sdata: SpatialData,
+    prepared: Prepared,
+    genes: Sequence[str],
+    predicted: Sequence[np.ndarray],
+    scores: np.ndarray,
+    components: np.ndarray,
+    about: dict[str, Any],
+    key: str,
+    table_added: str | None,
+) -> None:
+    """Write everything at once, after all that can fail."""
+    table = prepared.tables[0]
+    rows = np.concatenate([section.rows for section in prepared.sections])
+    values = np.concatenate(predicted)  # (spots of the sections, panel)
+    unpredicted = int((~np.isfinite(values)).any(axis=1).sum())
+    if unpredicted:
+        logger.warning("%d of %d spots have no usable image: their predictions are NaN.", unpredicted, len(rows))
+    border = np.zeros(table.n_obs, dtype=bool)
+    field_um = prepared.patch_um * max(json.loads(about["json"])["config"]["fields"])
+    for section in prepared.sections:
+        border[section.rows] = section.border(field_um)
+    embedding = np.full((table.n_obs, components.shape[1]), np.nan, dtype=np.float32)
+    embedding[rows] = values @ components
+
+    if table_added is not None:
+        attributes = table.uns["spatialdata_attrs"]
+        obs = table.obs.iloc[rows].copy()
+        new = AnnData(values, obs=obs, var=pd.DataFrame({f"{key}_pearson": scores}, index=pd.Index(genes)))
+        obs_regions = list(dict.fromkeys(obs[attributes["region_key"]].astype(str)))
+        new.obs[attributes["region_key"]] = new.obs[attributes["region_key"]].astype(str).astype("category")
+        new.obs[f"{key}_border"], new.obsm[f"X_{key}"], new.uns[key] = border[rows], embedding[rows], about
+        if "spatial" in table.obsm:
+            new.obsm["spatial"] = np.asarray(table.obsm["spatial"])[rows]
+        sdata.tables[table_added] = TableModel.parse(
+            new, region=obs_regions, region_key=attributes["region_key"], instance_key=attributes["instance_key"]
+        )
+        where = f"table {table_added!r}"
+    else:
+        columns = table.var_names.get_indexer(list(genes))
+        known = columns >= 0
+        layer = np.full(table.shape, np.nan, dtype=np.float32)
+        layer[np.ix_(rows, columns[known])] = values[:, known]
+        trust = np.full(table.n_vars, np.nan)
+        trust[columns[known]] = scores[known]
+        table.layers[key] = layer
+        table.var[key] = np.isin(np.arange(table.n_vars), columns[known])
+        table.var[f"{key}_pearson"] = trust
+        table.obs[f"{key}_border"] = border
+        table.obsm[f"X_{key}"] = embedding
+        table.uns[key] = about
+        where = f"layers[{key!r}], var[{key!r}], obsm['X_{key}'] of the table"
+    leave_features(prepared)
+    logger.info(
+        "Predicted %d genes in %d spots; mean Pearson on held-out tissue %.3f. Written to %s.",
+        len(genes),
+        len(rows) - unpredicted,
+        about["mean_pearson"],
+        where,
+    )

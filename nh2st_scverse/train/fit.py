@@ -1,0 +1,305 @@
+"""Fit one member of a model: scale, ridge, network, with early stopping on held-out spots."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from nh2st_scverse.data.section import Section
+from nh2st_scverse.nn import Config, Member
+from nh2st_scverse.nn.member import ridge_inputs
+from nh2st_scverse.train.spots import Spots, stack
+from nh2st_scverse.train.task import Task
+
+PENALTIES = 10.0 ** np.arange(-1, 6)
+FLAT = 1e-3  # of the largest: features and components that vary less are constant but for rounding
+WHITEN = 0.5  # components are divided by their spread to this power: half-way between PCA and whitening
+
+
+class _Positions(Dataset):
+    """Spots by their position: the data lies ready on the device."""
+
+    def __init__(self, positions: Tensor) -> None:
+        self.positions = positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.positions[i]
+
+
+class Interrupted(Exception):
+    """The user stopped the training; the member holds the best weights so far."""
+
+
+def fit_member(
+    train: Sequence[Section],
+    held_out: Sequence[tuple[Section, np.ndarray]],
+    config: Config,
+    *,
+    seed: int = 0,
+    trunk: nn.Module | None = None,
+    accelerator: str = "auto",
+    trainer_kwargs: dict[str, Any] | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> tuple[Member, list[np.ndarray], list[dict[str, float]]]:
+    """Train on some sections, stop by others.
+
+    Parameters
+    ----------
+    train
+        Sections with features (or patches) and expression.
+    held_out
+        Sections and the positions of their spots that decide when to stop.
+    config
+        Settings.
+    seed
+        Of initial weights, batches and dropout. The global random state is left as it was.
+    trunk
+        Image encoder to train with the network.
+    accelerator, trainer_kwargs
+        For ``lightning.Trainer``.
+    on_epoch
+        Called with the terms of every epoch.
+
+    Returns
+    -------
+    The member with its best weights, its predictions of the held-out spots (one array for each section), and the
+    history.
+    """
+    standardise = config.standardise == "section"
+    spots = stack(train, standardise=standardise)
+    held = stack([section for section, _ in held_out], standardise=standardise)
+    wanted = torch.cat(
+        [torch.as_tensor(at) + start for (_, at), start in zip(held_out, _starts(held_out), strict=True)]
+    )
+
+    with seeded(seed), _quiet(), _threads(1 if trunk is None else None):
+        member = _prepare(spots, config, trunk)
+        if member.projection is not None:
+            spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
+        if config.ridge:
+            member.ridge.copy_(_fit_ridge(member, spots, held, wanted))
+        ready = torch.nonzero(spots.trainable)[:, 0]
+        batch_size = min(config.batch_size, len(ready))
+        order = torch.Generator().manual_seed(seed)
+        batches: DataLoader = DataLoader(_Positions(ready), batch_size, shuffle=True, drop_last=True, generator=order)
+        epochs = n_epochs(config, len(batches))
+        task = Task(member, spots, held, steps=epochs * len(batches))
+        best = KeepBest(wanted, config.patience, on_epoch)
+        options: dict[str, Any] = {
+            "max_epochs": epochs,
+            "accelerator": accelerator,
+            "devices": 1,
+            "gradient_clip_val": 5.0 if config.optimizer == "adamw" else None,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+        } | (trainer_kwargs or {})
+        given = options.get("callbacks") or []
+        options["callbacks"] = [best, *([given] if isinstance(given, L.Callback) else given)]
+        trainer = L.Trainer(**options)
+        stopped = _run(trainer, task, batches, DataLoader(_Positions(wanted), 512))
+        best.restore(member)
+        member.cpu().eval()
+    predicted = _split(best.predicted, held_out) if best.history else []
+    if stopped:
+        raise Interrupted(member, predicted, best.history)
+    return member, predicted, best.history
+
+
+def n_epochs(config: Config, batches: int) -> int:
+    """Epochs that keep to the steps of the config, but at least 10 of them."""
+    if config.max_steps is None:
+        return config.max_epochs
+    return min(config.max_epochs, max(10, math.ceil(config.max_steps / batches)))
+
+
+def _starts(held_out: Sequence[tuple[Section, np.ndarray]]) -> np.ndarray:
+    return np.cumsum([0, *(section.n_spots for section, _ in held_out)])[:-1]
+
+
+def _split(predicted: Tensor, held_out: Sequence[tuple[Section, np.ndarray]]) -> list[np.ndarray]:
+    return [part.numpy() for part in predicted.split([len(at) for _, at in held_out])]
+
+
+def _prepare(spots: Spots, config: Config, trunk: nn.Module | None) -> Member:
+    """A member whose scaling is that of the training spots."""
+    n_genes = spots.targets.shape[1]
+    ready = spots.trainable
+    if trunk is not None:
+        with torch.no_grad():
+            blank = spots.inputs[:1].permute(0, 3, 1, 2).float()
+            n_features = trunk.eval()(blank).numel()
+        trunk.train()  # Lightning leaves the mode as it is
+        member = Member(config, n_features, n_features, n_genes, trunk)
+    else:
+        n_features = spots.inputs.shape[1]
+        n_inputs = min(config.n_components, n_features, int(ready.sum()) - 1) if config.n_components else n_features
+        member = Member(config, n_features, n_inputs, n_genes)
+        if member.projection is not None:
+            mean, matrix = principal_components(spots.inputs[ready], n_inputs)
+            member.projection.mean.copy_(mean)
+            member.projection.matrix.copy_(matrix)
+    if config.scale_target:
+        member.target_mean.copy_(spots.targets[ready].mean(dim=0))
+        member.target_scale.copy_(spots.targets[ready].std(dim=0) + 1e-3)
+    return member
+
+
+def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Mean (F,) and matrix (F, n) that turn features (N, F) into n components of PCA, half whitened, of variance 1."""
+    mean, scale = features.mean(dim=0), features.std(dim=0)
+    if torch.equal(features, features[:1].expand_as(features)):
+        raise ValueError(
+            "The features are the same for every training spot: is there tissue on the image, or is it the encoder?"
+        )
+    # what does not vary in training is left out: divided by almost nothing, it would explode on another section
+    weight = torch.where(scale > FLAT * scale.max(), 1 / scale.clamp(min=1e-12), 0)
+    _, singular, basis = torch.linalg.svd((features - mean) * weight, full_matrices=False)  # (F,), (F, F)
+    spread = singular[:n] / singular[0]
+    whiten = torch.where(spread > FLAT, 1 / spread.clamp(min=FLAT) ** WHITEN, 0)
+    matrix = basis[:n].T * weight[:, None] * whiten
+    return mean, matrix / ((features - mean) @ matrix).std()
+
+
+def _fit_ridge(member: Member, spots: Spots, held: Spots, wanted: Tensor) -> Tensor:
+    """Closed-form ridge (2 C, G) on the scaled target, with the penalty that correlates best on the held-out spots."""
+    ready = torch.nonzero(spots.trainable)[:, 0]
+    x = ridge_inputs(spots.inputs, spots.nodes[ready], spots.mask[ready]).double()
+    y = ((spots.targets[ready] - member.target_mean) / member.target_scale).double()
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    rotated = vectors.T @ (x.T @ y)
+    x_held = ridge_inputs(held.inputs, held.nodes[wanted], held.mask[wanted]).double()
+    solutions = [vectors @ (rotated / (values + p * values.mean())[:, None]) for p in PENALTIES]
+    scores = [section_pearson((x_held @ w).float(), held, wanted) for w in solutions]
+    best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2
+    return solutions[best].float()
+
+
+def section_pearson(predicted: Tensor, held: Spots, wanted: Tensor) -> float:
+    """Pearson of each gene over the held-out spots of each section, averaged over genes and sections; else NaN."""
+    measured, section, ready = held.targets[wanted], held.section[wanted], held.trainable[wanted]
+    scores = []
+    for which in section.unique():
+        at = (section == which) & ready
+        scores.append(float(gene_pearson(predicted[at], measured[at]).nanmean()))
+    known = [score for score in scores if not math.isnan(score)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def gene_pearson(predicted: Tensor, measured: Tensor) -> Tensor:
+    """Correlation of each gene over spots, (N, G) each to (G,): 0 for constant predictions, NaN for constant genes."""
+    p, m = predicted - predicted.mean(dim=0), measured - measured.mean(dim=0)
+    r = (p * m).sum(dim=0) / (p.norm(dim=0) * m.norm(dim=0)).clamp(min=1e-12)
+    return torch.where(m.norm(dim=0) > 0, r, torch.nan)
+
+
+class KeepBest(L.Callback):
+    """Keeps the weights and held-out predictions of the best epoch in memory, and stops when it is long past."""
+
+    def __init__(
+        self, wanted: Tensor, patience: int, on_epoch: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
+        self.wanted, self.patience, self.on_epoch = wanted, patience, on_epoch
+        self.score, self.epoch = -math.inf, -1
+        self.weights: dict[str, Tensor] = {}
+        self.predicted = torch.empty(0)
+        self.history: list[dict[str, float]] = []
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score the epoch that ended."""
+        task = pl_module
+        assert isinstance(task, Task) and task.held is not None
+        predicted = torch.cat(task.predicted)
+        score = section_pearson(predicted, task.held, self.wanted.to(predicted.device))
+        names = task.epoch_terms[0] if task.epoch_terms else {}
+        row = {name: float(torch.stack([t[name] for t in task.epoch_terms]).mean()) for name in names}
+        row |= {"epoch": float(trainer.current_epoch), "validation_pearson": score}
+        self.history.append(row)
+        task.predicted, task.epoch_terms = [], []
+        if score > self.score or not self.weights:
+            self.score, self.epoch = -math.inf if math.isnan(score) else score, trainer.current_epoch
+            self.weights = {k: v.detach().cpu().clone() for k, v in task.member.state_dict().items()}
+            self.predicted = predicted.cpu()
+        elif trainer.current_epoch - self.epoch >= self.patience:
+            trainer.should_stop = True
+        if self.on_epoch is not None:
+            self.on_epoch(row)
+
+    def restore(self, member: Member) -> None:
+        """Give the member its best weights."""
+        if self.weights:
+            member.load_state_dict(self.weights)
+
+
+def _run(trainer: L.Trainer, task: Task, batches: DataLoader, validation: DataLoader) -> bool:
+    """Run the trainer. Returns whether the user stopped it, which Lightning turns into an exit of the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(task, batches, validation)
+    except KeyboardInterrupt:
+        return True
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, KeyboardInterrupt):
+            raise
+        return True
+    finally:
+        if signal.getsignal(signal.SIGINT) is not handler:  # Lightning ignores further signals, and leaves it so
+            signal.signal(signal.SIGINT, handler)
+    return False
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, and leave its global random state as it was."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Compute on so many threads.
+
+    The network alone is too small to gain from several, and waits for them when the processor is shared: training can
+    then take ten times as long.
+    """
+    before = torch.get_num_threads()
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what Lightning says that a user can do nothing about."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [log.level for log in loggers]
+    try:
+        for log in loggers:
+            log.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import nh2st_scverse as nh
+from nh2st_scverse.encoders import Encoder, get
+
+
+class MeanColour:
+    name, input_size, dim, weights_hash = "mean_colour", 8, 3, "none"
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        return patches.mean(axis=(1, 2), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def patches() -> np.ndarray:
+    blocks = np.random.default_rng(0).integers(0, 256, (3, 14, 14, 3), dtype=np.uint8)
+    return blocks.repeat(16, axis=1).repeat(16, axis=2)
+
+
+# ------------------------------------------------------------------------------------------------------- default
+
+
+def test_default_gives_finite_features_of_the_stated_length(patches: np.ndarray) -> None:
+    encoder = get()
+    found = encoder(patches)
+    assert isinstance(encoder, Encoder)
+    assert found.shape == (3, 1704) == (3, encoder.dim)
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    assert np.array_equal(found, encoder(patches))
+    assert np.allclose(found[1:2], encoder(patches[1:2]), atol=1e-4)  # a patch does not depend on the others
+    assert found.std(axis=0).max() > 0.1
+
+
+def test_default_is_timms_network_pooled(patches: np.ndarray) -> None:
+    encoder = get()
+    images = torch.from_numpy((patches.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5).float().to(encoder.device)
+    with torch.inference_mode():
+        last = encoder.network.forward_features(images).mean(dim=(2, 3)).cpu().numpy()
+    assert np.allclose(encoder(patches)[:, :1280], last, atol=1e-4)
+
+
+def test_default_is_trained_and_frozen() -> None:
+    encoder = get()
+    assert len(encoder.weights_hash) == 16
+    assert not any(p.requires_grad for p in encoder.network.parameters())
+    assert float(encoder.network.bn1.running_var.std()) > 0.01  # 0 before training
+
+
+def test_making_the_default_leaves_the_random_state_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    nh.encoders.EfficientNetLite0(device="cpu")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# ------------------------------------------------------------------------------------------------------ interface
+
+
+def test_own_encoders_pass() -> None:
+    own = MeanColour()
+    assert get(own) is own
+    assert isinstance(own, Encoder)
+    assert get("efficientnet_lite0") is get()
+
+
+def test_what_is_no_encoder_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expected encoder='efficientnet_lite0' or an encoder object, found 'uni'"):
+        get("uni")
+    with pytest.raises(TypeError, match=r"found the class MeanColour: pass MeanColour\(\.\.\.\)"):
+        get(MeanColour)
+    with pytest.raises(TypeError, match=r"found function without \['name', 'input_size', 'dim', 'weights_hash'\]"):
+        get(lambda patches: patches)
+
+    class Silent:
+        name, input_size, dim, weights_hash = "silent", 8, 3, "none"
+
+    with pytest.raises(TypeError, match=r"found Silent without \['__call__'\]"):
+        get(Silent())
+
+
+# ------------------------------------------------------------------------------------------------------- resnet18
+
+
+class Settings:
+    """Like the settings and callbacks in a Lightning checkpoint: unpickling would run code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(Path.cwd() / "was_executed"), "w")
+
+
+class Plain:
+    """Unpickling would need its class, which others do not have."""
+
+    def __init__(self) -> None:
+        self.lr = 0.1
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(7)
+    return {k: v + torch.rand(v.shape) if v.is_floating_point() else v + 5 for k, v in trunk_state().items()}
+
+
+def trunk_state() -> dict[str, torch.Tensor]:
+    return nh.encoders.resnet18_trunk().resnet.state_dict()
+
+
+def lightning(weights: dict[str, torch.Tensor], **more: Any) -> dict[str, Any]:
+    named = {f"model.resnet.{k}": v for k, v in weights.items()}
+    named |= {"model.resnet.fc.weight": torch.zeros(10, 512), "model.projection.weight": torch.zeros(4, 4)}
+    return {"epoch": 9, "global_step": 100, "pytorch-lightning_version": "1.0.0", "state_dict": named, **more}
+
+
+def assert_loaded(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    found = nh.encoders.resnet18_trunk(path).resnet.state_dict()
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("metadata", ["none", "namespace", "code"])
+def test_lightning_checkpoint_loads_exactly_and_runs_nothing(
+    weights: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool, metadata: str
+) -> None:
+    from argparse import Namespace
+
+    monkeypatch.chdir(tmp_path)
+    more = {
+        "none": {},
+        "namespace": {
+            "hyper_parameters": Namespace(lr=0.1, nested=Plain()),
+            "callbacks": {Plain: {"best": np.float64(1)}},
+        },
+        "code": {"hyper_parameters": Settings()},
+    }[metadata]
+    path = tmp_path / "tenpercent_resnet18.ckpt"
+    torch.save(lightning(weights, **more), path, _use_new_zipfile_serialization=zipped)
+    assert_loaded(path, weights)
+    assert not (tmp_path / "was_executed").exists()
+    if metadata == "code":  # which it would have been
+        torch.load(path, weights_only=False)
+        assert (tmp_path / "was_executed").exists()
+
+
+def test_batch_counts_may_be_missing(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "old.ckpt"
+    torch.save(lightning({k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}), path)
+    found = nh.encoders.resnet18_trunk(path).resnet.state_dict()
+    assert torch.equal(found["layer4.1.bn2.weight"], weights["layer4.1.bn2.weight"])
+    assert found["bn1.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "cannot be read safely"),
+        (b"<html>404</html>", "cannot be read safely"),
+        (b"PK\x03\x04 broken", "cannot be read safely"),
+        (
+            {"state_dict": {"backbone.conv1.weight": torch.zeros(3)}},
+            r"keys model\.resnet\.\*, found 1 tensors of which",
+        ),
+        ({"state_dict": [1, 2]}, "found 0 tensors"),
+        (torch.zeros(3), "found 0 tensors"),
+        ({"state_dict": {"model.resnet.conv1.weight": "no tensor"}}, "found 0 tensors"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, content: Any, match: str) -> None:
+    path = tmp_path / "other.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=match):
+        nh.encoders.resnet18_trunk(path)
+
+
+def test_truncated_other_sized_and_missing_checkpoints(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "tenpercent_resnet18.ckpt"
+    with pytest.raises(
+        FileNotFoundError, match=r"Expected the checkpoint tenpercent_resnet18\.ckpt at .*, found no file"
+    ):
+        nh.encoders.resnet18_trunk(path)
+    torch.save(lightning(weights), path)
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(ValueError, match="cannot be read safely"):
+        nh.encoders.resnet18_trunk(path)
+    torch.save(lightning(weights | {"conv1.weight": torch.zeros(64, 1, 7, 7)}), path)
+    with pytest.raises(
+        ValueError, match=r"1 needed ones are missing or have another shape, e\.g\. \['conv1\.weight'\]"
+    ):
+        nh.encoders.resnet18_trunk(path)
+
+
+def test_trunk_gives_feature_maps() -> None:
+    maps = nh.encoders.resnet18_trunk()(torch.zeros(2, 3, 64, 64))
+    assert maps.shape == (2, 512, 2, 2)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import doctest
+
+import numpy as np
+import pytest
+from scipy import sparse, stats
+
+from nh2st_scverse import metrics
+
+SCORES = [metrics.pearson, metrics.spearman, metrics.mse, metrics.mae, metrics.variance_ratio]
+
+
+@pytest.fixture
+def pair() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    measured = rng.poisson(2.0, size=(40, 6)).astype(np.float32)  # counts, so that ranks are tied
+    return measured, (0.5 * measured + rng.normal(size=measured.shape)).astype(np.float32)
+
+
+def test_correlations_agree_with_scipy(pair):
+    measured, predicted = pair
+    for ours, scipys in ((metrics.pearson, stats.pearsonr), (metrics.spearman, stats.spearmanr)):
+        expected = [scipys(measured[:, g], predicted[:, g]).statistic for g in range(6)]
+        np.testing.assert_allclose(ours(measured, predicted), expected, rtol=1e-5)
+
+
+def test_errors_and_variance_ratio_by_hand():
+    measured, predicted = [[0.0, 1.0], [2.0, 1.0], [4.0, 1.0]], [[1.0, 1.0], [2.0, 2.0], [3.0, 5.0]]
+    np.testing.assert_allclose(metrics.mse(measured, predicted), [2 / 3, 17 / 3])
+    np.testing.assert_allclose(metrics.mae(measured, predicted), [2 / 3, 5 / 3])
+    np.testing.assert_allclose(metrics.variance_ratio(measured, predicted), [0.25, np.nan])
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_spots_without_a_prediction_are_left_out(score, pair):
+    measured, predicted = pair
+    known = np.arange(40) % 3 > 0
+    gap = predicted.copy()
+    gap[~known, 2] = np.nan
+    gap[:, 4] = np.nan
+    found, whole = score(measured, gap), score(measured, predicted)
+    expected = np.where(np.arange(6) == 4, np.nan, whole)
+    expected[2] = score(measured[known][:, [2]], predicted[known][:, [2]])[0]
+    np.testing.assert_allclose(found, expected)
+    assert abs(found[2] - whole[2]) > 1e-6
+    assert np.isnan(gap[~known, 2]).all() and not np.isnan(measured).any()
+
+
+@pytest.mark.parametrize("score", [metrics.pearson, metrics.spearman])
+def test_constant_genes_have_no_correlation(score):
+    rng = np.random.default_rng(0)
+    measured, predicted = rng.normal(size=(2, 100, 3))
+    measured[:, 0] = np.float32(0.1)  # its mean over 100 spots is off by rounding
+    predicted[:, 1] = np.float32(0.7)
+    found = score(measured, predicted)
+    assert np.isnan(found[:2]).all() and np.isfinite(found[2])
+    one_spot = np.where(np.arange(100)[:, None] == 7, predicted, np.nan)
+    assert np.isnan(score(measured, one_spot)).all()
+
+
+def test_a_large_offset_does_not_hurt(pair):
+    measured, predicted = (a.astype(float) for a in pair)
+    shifted = metrics.pearson(measured + 1e6, predicted - 1e6)
+    np.testing.assert_allclose(shifted, metrics.pearson(measured, predicted), rtol=1e-6)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_refuse_what_does_not_fit(score, pair):
+    measured, predicted = pair
+    with pytest.raises(ValueError, match=r"same shape.*\(40, 6\) and \(40, 5\)"):
+        score(measured, predicted[:, :5])
+    with pytest.raises(ValueError, match=r"same shape.*\(40,\)"):
+        score(measured[:, 0], predicted[:, 0])
+    measured = measured.copy()
+    measured[3, 1] = np.nan
+    with pytest.raises(ValueError, match="found 1 NaN in 1 of 6 genes"):
+        score(measured, predicted)
+    assert score(np.empty((0, 2)), np.empty((0, 2))).shape == (2,)
+
+
+def log_normalised(counts: np.ndarray, library_size: np.ndarray) -> np.ndarray:
+    return np.log1p(counts * (1e4 / library_size)[:, None])
+
+
+def simulate(*, dispersion: float, depth_sd: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts of a panel, library sizes over all genes, and the best correlation: that of the true rates."""
+    rng = np.random.default_rng(1)
+    n_spots, n_genes, other_genes = 3000, 120, 6000
+    mean = np.geomspace(0.5, 50, n_genes)
+    spread = np.tile([0.4, 0.7, 1.0], n_genes // 3)
+    profile = mean * np.exp(spread * rng.normal(size=(n_spots, n_genes)) - spread**2 / 2)
+    if dispersion:  # negative binomial counts: a gamma factor that no image shows, but that is expression
+        profile *= rng.gamma(1 / dispersion, dispersion, size=profile.shape)
+    depth = np.exp(depth_sd * rng.normal(size=n_spots))
+    rate = profile * depth[:, None]
+    counts = rng.poisson(rate)
+    library_size = counts.sum(axis=1) + rng.poisson(other_genes * depth)
+    expected = log_normalised(rate, rate.sum(axis=1) + other_genes * depth)
+    return counts, library_size, metrics.pearson(log_normalised(counts, library_size), expected)
+
+
+@pytest.mark.parametrize("dispersion", [0.0, 0.3])
+@pytest.mark.parametrize("depth_sd", [0.0, 0.2])
+def test_noise_ceiling_is_the_correlation_of_the_truth(dispersion, depth_sd):
+    counts, library_size, truth = simulate(dispersion=dispersion, depth_sd=depth_sd)
+    error = metrics.noise_ceiling(counts, library_size=library_size) - truth
+    assert truth.min() < 0.45 and truth.max() > 0.9  # easy and hard genes
+    for genes in np.split(np.arange(truth.size), 4):  # from rare to abundant
+        assert abs(error[genes].mean()) < 0.03
+    assert np.abs(error).mean() < 0.03
+
+
+def test_noise_ceiling_stays_above_the_truth_when_depth_varies():
+    counts, library_size, truth = simulate(dispersion=0.3, depth_sd=0.8)
+    error = metrics.noise_ceiling(counts, library_size=library_size) - truth
+    for genes in np.split(np.arange(truth.size), 4):
+        assert -0.01 < error[genes].mean() < 0.08
+
+
+def test_noise_ceiling_needs_the_library_of_all_genes():
+    """Genes of one shared program: without the other genes, normalisation takes the program away."""
+    rng = np.random.default_rng(0)
+    program = rng.gamma(2.0, 0.5, size=(800, 1))
+    counts = rng.poisson(np.repeat(program * 20, 30, axis=1))
+    library_size = counts.sum(axis=1) + rng.poisson(20_000, size=800)
+    assert metrics.noise_ceiling(counts, library_size=library_size).min() > 0.9
+    assert metrics.noise_ceiling(counts).max() < 0.7
+
+
+def test_noise_ceiling_of_a_subset_is_that_of_the_whole():
+    counts, library_size, _ = simulate(dispersion=0.3, depth_sd=0.2)
+    whole = metrics.noise_ceiling(counts, library_size=library_size, n_splits=20)
+    part = metrics.noise_ceiling(counts[:, 60:], library_size=library_size, n_splits=20)
+    np.testing.assert_allclose(part, whole[60:], atol=0.02)
+
+
+@pytest.mark.parametrize("container", [sparse.csr_matrix, sparse.csc_array, sparse.coo_array, np.asarray, np.float32])
+def test_noise_ceiling_takes_any_container_and_changes_nothing(container):
+    counts = np.random.default_rng(0).poisson([[0.5, 3.0, 0.0, 30.0]] * 200)
+    given = container(counts)
+    found = metrics.noise_ceiling(given, seed=3)
+    np.testing.assert_array_equal(found, metrics.noise_ceiling(counts, seed=3))
+    np.testing.assert_array_equal(given.toarray() if sparse.issparse(given) else given, counts)
+    assert not np.array_equal(found, metrics.noise_ceiling(counts, seed=4), equal_nan=True)
+
+
+def test_noise_ceiling_at_the_edges():
+    counts = np.zeros((50, 4), dtype=int)
+    counts[:, 1] = 7  # never varies, but its halves do
+    counts[5, 2] = 1  # cannot be halved
+    counts[:, 3] = np.random.default_rng(0).integers(0, 400, size=50)
+    library_size = np.full(50, 1000)
+    library_size[:3] = counts[:3].sum(axis=1)
+    ceiling = metrics.noise_ceiling(counts, library_size=library_size)
+    assert np.isnan(ceiling[[0, 2]]).all()
+    assert 0 <= ceiling[1] <= 1 and ceiling[3] > 0.9
+    assert np.isnan(metrics.noise_ceiling(np.zeros((3, 2)))).all()
+
+
+def test_noise_ceiling_refuses_what_is_not_counts():
+    counts = np.array([[1.0, 2.0], [3.0, 4.0]])
+    wrong = {"0.6931": np.log1p(counts), "-1": -counts, "nan": counts * np.nan, "inf": counts * np.inf}
+    for shown, bad in wrong.items():
+        with pytest.raises(ValueError, match=f"Expected raw counts.*{shown}.*before any normalisation"):
+            metrics.noise_ceiling(bad)
+        with pytest.raises(ValueError, match="Expected raw counts"):
+            metrics.noise_ceiling(sparse.csr_matrix(bad))
+    with pytest.raises(ValueError, match=r"shape \(n_spots, n_genes\), found \(2,\)"):
+        metrics.noise_ceiling(counts[0])
+    with pytest.raises(ValueError, match=r"one library_size per spot, shape \(2,\), found \(3,\)"):
+        metrics.noise_ceiling(counts, library_size=[9, 9, 9])
+    with pytest.raises(ValueError, match=r"1 spots where it is less, the first in row 1 \(6 < 7\)"):
+        metrics.noise_ceiling(counts, library_size=[9, 6])
+    with pytest.raises(ValueError, match="in whole counts"):
+        metrics.noise_ceiling(counts, library_size=[9.5, 9.0])
+    with pytest.raises(ValueError, match="n_splits of 1 or more, found 0"):
+        metrics.noise_ceiling(counts, n_splits=0)
+    with pytest.raises(ValueError, match="positive target_sum"):
+        metrics.noise_ceiling(counts, target_sum=0)
+
+
+def test_examples_run():
+    result = doctest.testmod(metrics)
+    assert result.attempted >= 6 and result.failed == 0

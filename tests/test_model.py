@@ -1,0 +1,336 @@
+"""The trained model: what it holds, save and load, and models that earlier versions saved.
+
+``python tests/test_model.py`` writes a model of the present format to ``tests/data_models``. Do that once when the
+format changes, and keep the earlier ones: they must stay readable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from spatialdata import SpatialData
+
+import nh2st_scverse as nh
+from nh2st_scverse import model as model_module
+from nh2st_scverse.data.neighbours import Neighbours
+from nh2st_scverse.data.section import Section
+from nh2st_scverse.model import FORMAT
+from nh2st_scverse.tl import _prepare
+
+SAVED = Path(__file__).parent / "data_models"
+FILES = ["history.csv", "model.json", "weights.safetensors"]
+SMALL = {"embedding": 16, "hidden": 16, "bottleneck": 8, "heads": 2, "n_members": 2}
+
+
+class Colours:
+    """Mean and spread of the colours of a patch."""
+
+    name, input_size, dim, weights_hash = "colours", 16, 6, "v1"
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        scaled = patches / 255
+        return np.concatenate([scaled.mean(axis=(1, 2)), scaled.std(axis=(1, 2))], axis=1)
+
+
+def small_section() -> SpatialData:
+    return nh.datasets.synthetic(width_um=1200, n_sections=2)
+
+
+def train(sdata: SpatialData, **settings: Any) -> nh.NH2ST:
+    given: dict[str, Any] = {"n_genes": 5, "encoder": Colours(), "max_epochs": 3, "progress": False}
+    return nh.tl.train(sdata, **given | SMALL | settings)
+
+
+@pytest.fixture(scope="module")
+def sdata() -> SpatialData:
+    return small_section()
+
+
+@pytest.fixture(scope="module")
+def model(sdata: SpatialData) -> nh.NH2ST:
+    return train(sdata, groups=["1", "NA"])  # names that a CSV reader would take for something else
+
+
+@pytest.fixture(scope="module")
+def paper(sdata: SpatialData) -> nh.NH2ST:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_prepare, "TRUNK_SIZE", 32)  # px: quick
+        return train(sdata, preset="paper", max_epochs=1, n_members=1, trainer_kwargs={"limit_train_batches": 2})
+
+
+@pytest.fixture
+def folder(model: nh.NH2ST, tmp_path: Path) -> Path:
+    return model.save(tmp_path / "model")
+
+
+def predictions(model: nh.NH2ST, sdata: SpatialData) -> np.ndarray:
+    nh.tl.predict_expression(sdata, model=model, encoder=Colours(), progress=False)
+    table = sdata["table"]
+    return table.layers["nh2st"][:, table.var["nh2st"].to_numpy()]
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    about = json.loads(path.read_text())
+    change(about)
+    path.write_text(json.dumps(about))
+
+
+# ------------------------------------------------------------------------------------------------- what it holds
+
+
+def test_history_has_a_row_for_each_member_and_epoch(model: nh.NH2ST) -> None:
+    terms = ["mse", "pearson", "query_contrast", "neighbour_contrast", "loss"]
+    assert list(model.history) == ["member", "held_out", "epoch", *terms, "validation_pearson"]
+    assert model.history[["member", "epoch"]].to_numpy().tolist() == [[m, e] for m in (0, 1) for e in (0, 1, 2)]
+    assert model.history.groupby("member")["held_out"].unique().tolist() == [["1"], ["NA"]]
+    weighted = model.history["mse"] + model.history["pearson"] + model.history["query_contrast"]
+    assert np.allclose(weighted + 0.5 * model.history["neighbour_contrast"], model.history["loss"], rtol=1e-4)
+
+
+def test_scores_are_the_correlations_on_held_out_groups(model: nh.NH2ST, sdata: SpatialData) -> None:
+    assert list(model.scores.index) == model.genes
+    assert model.scores["pearson"].between(-1, 1).all()
+    best = model.history.groupby("member")["validation_pearson"].max()
+    assert float(model.scores["pearson"].mean()) == pytest.approx(best.mean(), abs=1e-5)
+
+
+def test_what_a_model_says_of_itself(model: nh.NH2ST) -> None:
+    said = repr(model)
+    assert "NH2ST model, preset 'default': 5 genes" in said
+    assert "trained on 2 section(s): section_0_spots, section_1_spots; 2 member(s)" in said
+    assert "colours, patches of 75 µm" in said
+    about = model.provenance()
+    assert all(isinstance(value, str | int | float) for value in about.values())
+    rest = json.loads(about["json"])
+    assert rest["genes"] == model.genes
+    assert rest["trained_on"] == {"section_0_spots": "1", "section_1_spots": "NA"}
+    assert rest["config"]["embedding"] == 16
+    assert {"nh2st-scverse", "torch", "numpy"} <= set(rest["packages"])
+
+
+def test_prediction_is_the_mean_of_the_members(model: nh.NH2ST, sdata: SpatialData) -> None:
+    whole = predictions(model, sdata)
+    parts = []
+    for member in model.members:
+        alone = nh.NH2ST(**{**vars(model), "members": [member]})
+        parts.append(predictions(alone, sdata))
+    assert np.allclose(whole, np.mean(parts, axis=0), atol=1e-5)
+    assert not np.allclose(parts[0], parts[1], atol=1e-2)
+
+
+def test_the_embedding_has_no_more_axes_than_genes(model: nh.NH2ST) -> None:
+    assert model.components.shape == (5, 5)
+    assert model.embed(np.ones((3, 5), dtype=np.float32)).shape == (3, 5)
+
+
+# ------------------------------------------------------------------------------------------------- save and load
+
+
+@pytest.mark.parametrize("which", ["model", "paper"])
+def test_a_saved_model_comes_back_the_same(
+    which: str, sdata: SpatialData, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_prepare, "TRUNK_SIZE", 32)
+    model = request.getfixturevalue(which)
+    folder = model.save(tmp_path / "new" / "folder")
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # who may read one may read all
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    loaded = nh.NH2ST.load(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(predictions(loaded, sdata), predictions(model, sdata))
+    assert loaded.provenance() == model.provenance()
+    assert repr(loaded) == repr(model)
+    assert (loaded.genes, loaded.config) == (model.genes, model.config)
+    assert np.array_equal(loaded.components, model.components)
+    pd.testing.assert_frame_equal(loaded.history, model.history, check_exact=True)
+    pd.testing.assert_frame_equal(loaded.scores, model.scores, check_exact=True)
+
+
+def test_nothing_is_unpickled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pickle
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    assert len(nh.NH2ST.load(folder).genes) == 5
+
+
+def test_an_interrupted_single_member_without_scores_is_saved_too(model: nh.NH2ST, tmp_path: Path) -> None:
+    scores = model.scores.assign(pearson=[np.nan, 0.5, 0.25, np.nan, 0.1])
+    one = nh.NH2ST(**{**vars(model), "members": model.members[:1], "scores": scores})
+    loaded = nh.NH2ST.load(one.save(tmp_path / "one"))
+    pd.testing.assert_frame_equal(loaded.scores, scores)
+    assert loaded.provenance()["mean_pearson"] == pytest.approx(np.mean([0.5, 0.25, 0.1]))
+    unscored = nh.NH2ST(**{**vars(model), "scores": scores.assign(pearson=np.nan)})
+    assert "held-out tissue of the training sections: nan" in repr(nh.NH2ST.load(unscored.save(tmp_path / "none")))
+
+
+def test_a_folder_with_something_in_it_is_kept(model: nh.NH2ST, folder: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileExistsError, match=r"exists: choose another folder, or pass overwrite=True"):
+        model.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="exists"):
+        model.save(tmp_path / "file")
+    other = nh.NH2ST(**{**vars(model), "members": model.members[:1]})
+    other.save(folder, overwrite=True)
+    assert len(nh.NH2ST.load(folder).members) == 1
+    (tmp_path / "empty").mkdir()
+    assert model.save(str(tmp_path / "empty")) == tmp_path / "empty"
+
+
+# ------------------------------------------------------------------------------------------------------- damage
+
+
+def test_missing_files(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"Expected a model saved with model\.save\(.*nowhere"):
+        nh.NH2ST.load(tmp_path / "nowhere")
+    for name in FILES:
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        with pytest.raises(FileNotFoundError, match=rf"found no \['{name}'\] there"):
+            nh.NH2ST.load(folder)
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": null}', "null", "\x00\x01"])
+def test_damaged_json(folder: Path, content: str) -> None:
+    (folder / "model.json").write_text(content)
+    with pytest.raises(ValueError, match=r"model\.json in .* is damaged"):
+        nh.NH2ST.load(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 500, -1])
+def test_truncated_weights(folder: Path, keep: int) -> None:
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"weights\.safetensors in .* is damaged"):
+        nh.NH2ST.load(folder)
+
+
+def test_damaged_history(folder: Path) -> None:
+    (folder / "history.csv").write_text("")
+    with pytest.raises(ValueError, match=r"history\.csv in .* is damaged"):
+        nh.NH2ST.load(folder)
+
+
+def test_a_model_of_a_newer_version(folder: Path) -> None:
+    edit(folder / "model.json", lambda about: about.update(format=FORMAT + 1))
+    with pytest.raises(ValueError, match=rf"has format {FORMAT + 1}; this version reads up to {FORMAT}\. Update"):
+        nh.NH2ST.load(folder)
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "gene renamed": lambda about: about["genes"].__setitem__(0, "RENAMED"),
+    "genes in another order": lambda about: about["genes"].reverse(),
+    "gene removed": lambda about: about["genes"].pop(),
+    "no genes": lambda about: about.pop("genes"),
+    "no config": lambda about: about.pop("config"),
+    "setting of the future": lambda about: about["config"].update(flux=1),
+    "other width": lambda about: about["config"].update(embedding=32),
+    "impossible width": lambda about: about["config"].update(embedding=-1),
+    "other inputs": lambda about: about.update(n_inputs=[3, 3]),
+    "more members": lambda about: about.update(n_members=3),
+    "no identifier": lambda about: about.pop("identifier"),
+    "no unit": lambda about: about.pop("unit"),
+    "no scores": lambda about: about.update(pearson=[0.1]),
+}
+
+
+@pytest.mark.parametrize("change", EDITS.values(), ids=EDITS.keys())
+def test_an_edited_description_is_noticed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    edit(folder / "model.json", lambda about: change(about) and None)
+    with pytest.raises(ValueError, match=r"Weights and model\.json in .* do not belong together or were edited"):
+        nh.NH2ST.load(folder)
+
+
+def test_weights_of_another_model_are_noticed(folder: Path, sdata: SpatialData, tmp_path: Path) -> None:
+    other = train(sdata, seed=1, max_epochs=1).save(tmp_path / "other")
+    (folder / "weights.safetensors").write_bytes((other / "weights.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="genes or weights are not those that were saved"):
+        nh.NH2ST.load(folder)
+
+
+def test_another_encoder_than_the_models_is_refused(folder: Path, sdata: SpatialData) -> None:
+    loaded, before = nh.NH2ST.load(folder), list(sdata["table"].layers)
+
+    class Other(Colours):
+        weights_hash = "v2"
+
+    with pytest.raises(
+        ValueError, match=r"trained with encoder 'colours' \(weights v1\), found 'colours' \(weights v2\)"
+    ):
+        nh.tl.predict_expression(sdata, model=loaded, encoder=Other(), key_added="x", progress=False)
+    with pytest.raises(ValueError, match="The model was trained with encoder 'colours': pass it as encoder="):
+        nh.tl.predict_expression(sdata, model=loaded, key_added="x", progress=False)
+    assert list(sdata["table"].layers) == before
+
+
+# --------------------------------------------------------------------------------------- models of earlier versions
+
+
+def stored_spots(folder: Path) -> tuple[Section, np.ndarray]:
+    """The spots stored beside a model, and the predictions of the version that made it."""
+    with np.load(folder / "spots.npz", allow_pickle=False) as stored:
+        spots = dict(stored)
+    n = len(spots["features"])
+    section = Section(
+        name="stored",
+        rows=np.arange(n),
+        geometry=None,  # type: ignore[arg-type]
+        spacing_um=100.0,
+        usable=np.ones(n, dtype=bool),
+        neighbours=Neighbours(spots["nodes"], spots["mask"], spots["offsets"]),
+        features=spots["features"],
+    )
+    return section, spots["predicted"]
+
+
+def write_model() -> None:
+    """Write a model of the present format with 20 spots and their predictions."""
+    made = train(small_section(), max_epochs=10)
+    folder = made.save(SAVED / f"format_{FORMAT}")
+    rng = np.random.default_rng(0)
+    nodes = np.array([[i, *(np.arange(i + 1, i + 9) % 20)] for i in range(20)])
+    mask = rng.random(nodes.shape) < 0.8
+    mask[:, 0] = True
+    offsets = rng.normal(size=(20, 9, 2)).astype(np.float32) * mask[..., None]
+    offsets[:, 0] = 0
+    given = {"features": rng.normal(size=(20, 12)).astype(np.float32), "nodes": nodes, "mask": mask, "offsets": offsets}
+    np.savez_compressed(folder / "spots.npz", predicted=np.zeros(0), **given)
+    section, _ = stored_spots(folder)
+    np.savez_compressed(folder / "spots.npz", predicted=made.predict(section), **given)
+
+
+@pytest.mark.parametrize("folder", sorted(SAVED.glob("format_*")), ids=lambda path: path.name)
+def test_models_of_earlier_versions_predict_what_they_did(folder: Path) -> None:
+    loaded = nh.NH2ST.load(folder)
+    section, expected = stored_spots(folder)
+    assert expected.std(axis=0).min() > 0.01
+    assert np.allclose(loaded.predict(section), expected, atol=1e-4)
+    assert len(loaded.genes) == 5
+    assert len(loaded.history) == 20
+    assert loaded.scores["pearson"].notna().all()
+    assert loaded.config.name == "default"
+    assert (loaded.encoder, loaded.encoder_hash, loaded.patch_um) == ("colours", "v1", 75.0)
+
+
+def test_a_model_of_the_present_format_is_kept() -> None:
+    assert (SAVED / f"format_{model_module.FORMAT}" / "weights.safetensors").is_file()
+
+
+if __name__ == "__main__":
+    write_model()

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pytest
+import spatialdata_io
+from PIL import Image
+from shapely import Point
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import Scale
+
+import nh2st_scverse as nh
+from nh2st_scverse.data.features import encode
+from nh2st_scverse.data.patches import iter_patches
+from nh2st_scverse.data.section import find_sections
+
+
+def read_mob(data_dir: Path, name: str, image: Any = None, shrink: int = 1) -> SpatialData:
+    adata = ad.read_h5ad(data_dir / "mob" / f"MOB_{name}.h5ad")
+    adata.obsm["spatial"] = adata.obsm["spatial"] / shrink
+    image = data_dir / "mob" / f"MOB_{name}.jpg" if image is None else image
+    resolution = 200 / adata.uns["px_per_200um"] * shrink
+    return nh.io.from_anndata(adata, image, microns_per_pixel=resolution, spot_diameter=100)
+
+
+def halved(pixels: np.ndarray) -> np.ndarray:
+    height, width = (n // 2 * 2 for n in pixels.shape[:2])
+    picture = Image.fromarray(pixels[:height, :width])
+    return np.asarray(picture.resize((width // 2, height // 2), Image.Resampling.LANCZOS))
+
+
+def test_half_the_resolution_gives_nearly_the_same_patches(data_dir: Path) -> None:
+    with Image.open(data_dir / "mob" / "MOB_rep01.jpg") as picture:
+        pixels = np.asarray(picture)
+    found = []
+    for image, shrink in ((pixels, 1), (halved(pixels), 2)):
+        section = find_sections(read_mob(data_dir, "rep01", image, shrink))[1][0]
+        patches = np.zeros((section.n_spots, 27, 27, 3))  # what half the resolution still shows
+        for which, cut in iter_patches(section.geometry, np.arange(section.n_spots), size_um=150.0, size_px=27):
+            patches[which] = cut
+        found.append(patches)
+
+    def agreement(shift: tuple[int, int]) -> float:
+        a, b = (x[:, 2:-2, 2:-2].reshape(len(x), -1) for x in (found[0], np.roll(found[1], shift, axis=(1, 2))))
+        return float(np.median([np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]))
+
+    assert agreement((0, 0)) > 0.95
+    assert agreement((0, 0)) > 0.15 + max(agreement(shift) for shift in ((0, 1), (1, 0), (0, -1), (-1, 0)))
+
+
+def test_half_the_resolution_gives_nearly_the_same_features(data_dir: Path) -> None:
+    # at 0.7 µm per pixel; at the 2.8 of mob half the resolution no longer shows nuclei and features do change
+    full, half = (nh.io.her2st(data_dir / "her2st", "C2") for _ in range(2))
+    pixels = full.images["C2_image"]["scale0"]["image"].values.transpose(1, 2, 0)
+    systems = {"C2": Scale([2, 2], axes=("x", "y"))}
+    half.images["C2_image"] = Image2DModel.parse(
+        halved(pixels).transpose(2, 0, 1), dims=("c", "y", "x"), scale_factors=[2, 2], transformations=systems
+    )
+    features = []
+    resolution = find_sections(full)[1][0].geometry.microns_per_pixel
+    for sdata, known in ((full, resolution), (half, 2 * resolution)):
+        section = find_sections(sdata, microns_per_pixel=known)[1][0]
+        assert section.spacing_um == pytest.approx(199, rel=0.01)
+        section = section.keep(np.arange(0, section.n_spots, 5))
+        features.append(encode(section, nh.encoders.get(), patch_um=150.0, fields=(2.5,), progress=False))
+    a, b = features
+    by_spot = [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]
+    by_feature = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True) if x.std() > 0 and y.std() > 0]
+    assert np.median(by_spot) > 0.98
+    assert np.median(by_feature) > 0.9
+
+
+def test_her2st_with_x_and_y_swapped_is_refused(data_dir: Path) -> None:
+    sdata = nh.io.her2st(data_dir / "her2st", "C2")
+    shapes = sdata.shapes["C2_spots"]
+    shapes.geometry = [Point(p.y, p.x) for p in shapes.geometry]
+    with pytest.raises(ValueError, match="x and y of the spots of 'C2_spots' look swapped"):
+        nh.pp.check(sdata)
+
+
+@pytest.mark.parametrize("section", ["C2", "C3", "C4", "C5"])
+def test_her2st_passes_the_checks(data_dir: Path, section: str) -> None:
+    found = nh.pp.check(nh.io.her2st(data_dir / "her2st", section))[f"{section}_spots"]
+    assert found["µm per pixel"] == pytest.approx(0.69, abs=0.01)
+    assert found["patch (µm)"] == pytest.approx(150, rel=0.02)
+    assert float(found["spots on tissue"].strip("%")) > 90
+
+
+@pytest.mark.parametrize("name", ["rep01", "rep02", "rep04", "rep09"])
+def test_mob_passes_the_checks(data_dir: Path, name: str) -> None:
+    (found,) = nh.pp.check(read_mob(data_dir, name)).to_dict().values()
+    assert found["spot spacing (µm)"] == pytest.approx(200, rel=0.02)
+    assert float(found["spots on tissue"].strip("%")) > 85
+
+
+def test_colon_passes_the_checks(data_dir: Path) -> None:
+    adata = ad.read_h5ad(data_dir / "colon" / "colon_d0.h5ad")
+    resolution = 100 / adata.uns["px_per_100um"]
+    sdata = nh.io.from_anndata(
+        adata, data_dir / "colon" / "colon_d0.jpg", microns_per_pixel=resolution, spot_diameter=55
+    )
+    (found,) = nh.pp.check(sdata).to_dict().values()
+    assert found["spot spacing (µm)"] == pytest.approx(100, rel=0.02)
+    assert found["patch (µm)"] == pytest.approx(75, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+def test_visium_passes_the_checks_when_told_that_it_is_coarse(data_dir: Path) -> None:
+    for path in sorted((data_dir / "visium_ffpe").glob("*/*")):
+        sdata = spatialdata_io.visium(path, dataset_id=path.name)
+        with pytest.raises(
+            ValueError, match=r"too coarse: 4.\d\d µm per pixel .Visium grid.*only 18 px wide.*fullres_image_file"
+        ):
+            nh.pp.check(sdata)
+        (found,) = nh.pp.check(sdata, allow="coarse").to_dict().values()
+        assert found["µm per pixel"] == pytest.approx(4.2, rel=0.02)
+        assert found["image"] == f"{path.name}_hires_image"
+        assert found["spots without image"] == 0

@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from scipy.stats import pearsonr
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from spatialdata import SpatialData
+
+import nh2st_scverse as nh
+from nh2st_scverse.data.section import Section
+from nh2st_scverse.nn import Config, Member
+from nh2st_scverse.nn.member import ridge_inputs
+from nh2st_scverse.train import fit
+from nh2st_scverse.train.fit import KeepBest, fit_member, gene_pearson, principal_components, section_pearson
+from nh2st_scverse.train.spots import section_features, stack
+from nh2st_scverse.train.task import Task, predict_batch
+
+Held = Callable[[Section], list[tuple[Section, np.ndarray]]]
+
+
+# ------------------------------------------------------------------------------------------------ before the network
+
+
+def test_components_are_those_of_sklearn_half_whitened() -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(60, 4)) @ rng.normal(size=(4, 10)) + 0.1 * rng.normal(size=(60, 10)) + 3).astype(np.float32)
+    mean, matrix = principal_components(torch.from_numpy(x), 4)
+    found = (torch.from_numpy(x) - mean).numpy() @ matrix.numpy()
+    pca = PCA(4).fit((x - x.mean(axis=0)) / x.std(axis=0, ddof=1))
+    expected = pca.transform((x - x.mean(axis=0)) / x.std(axis=0, ddof=1)) / np.sqrt(pca.singular_values_)
+    expected /= expected.std()
+    for i in range(4):
+        assert abs(np.corrcoef(found[:, i], expected[:, i])[0, 1]) == pytest.approx(1, abs=1e-4)
+        assert found[:, i].std() == pytest.approx(expected[:, i].std(), rel=0.02)
+
+
+def test_features_that_say_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="The features are the same for every training spot"):
+        principal_components(torch.full((40, 6), 0.3), 3)
+
+
+def test_features_are_standardised_within_a_section_and_checked(sections: list[Section]) -> None:
+    section = sections[0]
+    section.usable = section.usable.copy()
+    section.usable[3] = False
+    section.features = section.features.copy()
+    section.features[3] = np.nan
+    x = section_features(section, standardise=True)
+    assert (x[3] == 0).all()
+    assert np.allclose(x[section.usable].mean(axis=0), 0, atol=1e-4)
+    assert np.allclose(x[section.usable].std(axis=0), 1, atol=1e-2)
+    assert np.array_equal(section_features(section, standardise=False)[5], section.features[5])
+    section.features[7, 0] = np.inf
+    with pytest.raises(ValueError, match="Expected finite features of section 'section_0_spots'"):
+        section_features(section, standardise=True)
+    section.features = None
+    with pytest.raises(ValueError, match="has no features yet"):
+        section_features(section, standardise=True)
+
+
+def test_stacked_neighbours_stay_in_their_section(sections: list[Section]) -> None:
+    spots = stack(sections, standardise=True)
+    assert torch.equal(spots.section[spots.nodes], spots.section[:, None].expand_as(spots.nodes))
+    first = sections[0].n_spots
+    assert np.array_equal(spots.nodes[first:] - first, sections[1].neighbours.nodes)
+    assert np.array_equal(spots.targets[first:], sections[1].expression)
+
+
+def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(sections: list[Section]) -> None:
+    config = Config.preset(n_components=10)
+    spots, held = (stack([section], standardise=True) for section in sections)
+    wanted = torch.arange(sections[1].n_spots)
+    member = fit._prepare(spots, config, None)
+    spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
+    found = fit._fit_ridge(member, spots, held, wanted).numpy()
+
+    x = ridge_inputs(spots.inputs, spots.nodes, spots.mask).numpy().astype(float)
+    x_held = ridge_inputs(held.inputs, held.nodes, held.mask).numpy().astype(float)
+    y = ((spots.targets - member.target_mean) / member.target_scale).numpy().astype(float)
+    assert np.allclose(y.mean(axis=0), 0, atol=1e-5)
+    alphas = fit.PENALTIES * np.linalg.eigvalsh(x.T @ x).mean()
+    models = [Ridge(alpha=alpha, fit_intercept=False).fit(x, y) for alpha in alphas]
+    scores = [
+        np.mean([pearsonr(model.predict(x_held)[:, g], sections[1].expression[:, g])[0] for g in range(12)])
+        for model in models
+    ]
+    best = models[int(np.argmax(scores))].coef_.T
+    assert np.ptp(scores) > 0.02  # the choice matters
+    assert np.allclose(found, best, atol=1e-4)
+
+
+def test_ridge_does_without_held_out_counts(sections: list[Section]) -> None:
+    config = Config.preset(n_components=10)
+    spots, held = (stack([section], standardise=True) for section in sections)
+    held.targets = torch.zeros_like(held.targets)
+    member = fit._prepare(spots, config, None)
+    spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
+    assert torch.isfinite(fit._fit_ridge(member, spots, held, torch.arange(20))).all()
+
+
+# -------------------------------------------------------------------------------------------------------- scores
+
+
+def test_pearson_by_section_is_scipys(sections: list[Section]) -> None:
+    held = stack(sections, standardise=True)
+    held.trainable[4] = False
+    wanted = torch.arange(2, len(held.targets) - 5)
+    predicted = held.targets[wanted] + torch.randn(len(wanted), 12, generator=torch.Generator().manual_seed(0))
+    each = []
+    for which in (0, 1):
+        at = [i for i, w in enumerate(wanted) if held.section[w] == which and held.trainable[w]]
+        pairs = [(predicted[at, g], held.targets[wanted[at], g]) for g in range(12)]
+        each.append(np.mean([pearsonr(*pair)[0] for pair in pairs]))
+    assert section_pearson(predicted, held, wanted) == pytest.approx(np.mean(each), abs=1e-5)
+
+
+def test_constants_have_no_or_no_good_correlation(sections: list[Section]) -> None:
+    measured = torch.randn(9, 3)
+    measured[:, 1] = 0
+    predicted = torch.randn(9, 3)
+    predicted[:, 2] = 5
+    r = gene_pearson(predicted, measured)
+    assert r[0] == pytest.approx(pearsonr(predicted[:, 0], measured[:, 0])[0], abs=1e-5)
+    assert math.isnan(r[1])
+    assert r[2] == 0
+    held = stack(sections[:1], standardise=True)
+    held.targets = torch.zeros_like(held.targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(section_pearson(torch.randn(20, 12), held, torch.arange(20)))
+
+
+def epochs(scores: list[float], patience: int, monkeypatch: pytest.MonkeyPatch) -> tuple[KeepBest, Member, list[bool]]:
+    """Run the callback through epochs of given validation scores; in epoch i all weights are i."""
+    member = Member(Config.preset(embedding=4, heads=1, hidden=4, bottleneck=4), 3, 3, 2)
+    task = Task(member, SimpleNamespace(), SimpleNamespace(), steps=1)
+    best = KeepBest(torch.arange(2), patience)
+    stops = []
+    for i, score in enumerate(scores):
+        for p in member.parameters():
+            torch.nn.init.constant_(p, float(i))
+        monkeypatch.setattr(fit, "section_pearson", lambda *_, s=score: s)
+        task.predicted = [torch.full((2, 2), float(i))]
+        task.epoch_terms = [{"mse": torch.tensor(1.0 + i)}, {"mse": torch.tensor(2.0 + i)}]
+        trainer = SimpleNamespace(current_epoch=i, should_stop=False)
+        best.on_validation_epoch_end(trainer, task)
+        stops.append(trainer.should_stop)
+    return best, member, stops
+
+
+def test_the_best_epoch_is_kept_and_the_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    best, member, stops = epochs([0.1, 0.5, 0.3, 0.4], 2, monkeypatch)
+    best.restore(member)
+    assert all((p == 1).all() for p in member.parameters())
+    assert (best.predicted == 1).all()
+    assert stops == [False, False, False, True]
+    assert best.history[2] == {"mse": 3.5, "epoch": 2.0, "validation_pearson": 0.3}
+
+
+def test_an_epoch_without_a_score_is_replaced_by_one_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    best, member, _ = epochs([math.nan, -0.2, math.nan], 5, monkeypatch)
+    best.restore(member)
+    assert all((p == 1).all() for p in member.parameters())
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def test_member_returns_the_weights_that_made_its_held_out_predictions(
+    sections: list[Section], held_out: Held, small: dict[str, Any]
+) -> None:
+    config = Config.preset(max_epochs=4, lr=0.05, **small)  # a rate at which the last epoch is not the best
+    member, (predicted,), history = fit_member(sections[:1], held_out(sections[1]), config)
+    scores = [row["validation_pearson"] for row in history]
+    held = stack(sections[1:], standardise=True)
+    held.inputs = member.projection(held.inputs)
+    with torch.inference_mode():
+        again = predict_batch(member, held, torch.arange(sections[1].n_spots))
+    assert not member.training
+    assert np.allclose(again, predicted, atol=1e-5)
+    assert section_pearson(again, held, torch.arange(len(again))) == pytest.approx(max(scores), abs=1e-5)
+    assert [row["epoch"] for row in history] == [0, 1, 2, 3]
+
+
+def test_training_lowers_the_loss(sections: list[Section], held_out: Held, small: dict[str, Any]) -> None:
+    config = Config.preset(max_epochs=40, lr=0.01, **small)
+    _, _, history = fit_member(sections[:1], held_out(sections[1]), config)
+    for name in ("mse", "pearson", "query_contrast", "neighbour_contrast"):
+        assert history[-1][name] < 0.9 * history[0][name]
+
+
+def test_seeds_decide_and_the_global_random_states_stay(
+    sections: list[Section], held_out: Held, small: dict[str, Any]
+) -> None:
+    config = Config.preset(max_epochs=2, **small)
+
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        return fit_member(sections[:1], held_out(sections[1]), config, seed=seed)[0].state_dict()
+
+    random.seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    torch.manual_seed(5)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    first = weights(3)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    assert after == states
+    torch.manual_seed(6)
+    second, third = weights(3), weights(4)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["network.decoder.0.weight"], third["network.decoder.0.weight"])
+
+
+def test_a_trained_trunk_depends_on_the_seed_alone(patch_sections: list[Section], small: dict[str, Any]) -> None:
+    config = Config.preset("paper", max_epochs=1, n_members=1, **small)
+
+    def model(seed: int) -> nh.NH2ST:
+        genes = [str(i) for i in range(12)]
+        return nh.NH2ST.fit(patch_sections, ["a", "b"], genes, config, unit="u", patch_um=75.0, seed=seed)
+
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = model(0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert model(0).identifier == first.identifier
+    assert model(1).identifier != first.identifier
+
+
+def test_features_without_components_enter_as_they_are(
+    sections: list[Section], held_out: Held, small: dict[str, Any]
+) -> None:
+    train = sections[0].keep(np.arange(30))  # fewer spots than features
+    config = Config.preset(n_components=None, max_epochs=1, **small)
+    member, (predicted,), _ = fit_member([train], held_out(sections[1]), config)
+    assert member.projection is None
+    assert np.isfinite(predicted).all()
+
+
+def test_nothing_is_printed_warned_or_left_behind(
+    sections: list[Section],
+    held_out: Held,
+    small: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit_member(sections[:1], held_out(sections[1]), Config.preset(max_epochs=2, **small))
+        config = Config.preset("paper", max_epochs=2, encoder="frozen", **small)
+        fit_member(sections[:1], held_out(sections[1]), config)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_settings_of_the_trainer_reach_it(sections: list[Section], held_out: Held, small: dict[str, Any]) -> None:
+    seen: list[L.Trainer] = []
+
+    class Look(L.Callback):
+        def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append(trainer)
+
+    options = {"max_epochs": 1, "gradient_clip_val": 0.1, "callbacks": Look()}
+    config = Config.preset(max_epochs=9, **small)
+    _, _, history = fit_member(sections[:1], held_out(sections[1]), config, trainer_kwargs=options)
+    assert len(history) == 1
+    assert seen[0].gradient_clip_val == 0.1
+    assert isinstance(options["callbacks"], Look)  # what the user passed is as it was
+
+
+# --------------------------------------------------------------------------------------------------- interruption
+
+
+class Stop(L.Callback):
+    """The stop button of a notebook, in the middle of an epoch of a member."""
+
+    def __init__(self, epoch: int, member: int = 0) -> None:
+        self.epoch, self.member, self.fits = epoch, member, 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.fits += 1
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.current_epoch == self.epoch and self.fits == self.member + 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("member", "rows"), [(0, [2]), (1, [4, 2])])
+def test_interrupted_training_gives_the_best_model_so_far(
+    sdata: SpatialData,
+    encoder: Any,
+    small: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+    member: int,
+    rows: list[int],
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    options = {"callbacks": [Stop(2, member)]}
+    settings = {"n_genes": 8, "encoder": encoder, "max_epochs": 4, "progress": False, **small}
+    with caplog.at_level(logging.WARNING, logger="nh2st_scverse"):
+        model = nh.tl.train(sdata, trainer_kwargs=options, **settings)
+    assert f"Interrupted: the model is made of the {member + 1} of 2 members so far" in caplog.text
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert model.history.groupby("member").size().tolist() == rows
+    assert len(model.members) == member + 1
+    assert model.scores["pearson"].notna().all()
+    whole = nh.tl.train(sdata, trainer_kwargs={"max_epochs": 4}, **settings)
+    same = whole.history[whole.history["member"] == 0].head(rows[0])
+    assert np.allclose(model.history.head(rows[0])["loss"], same["loss"])
+
+
+@pytest.mark.parametrize(("member", "stops"), [(0, True), (1, False)])
+def test_interrupted_in_the_first_epoch(
+    sdata: SpatialData, encoder: Any, small: dict[str, Any], member: int, stops: bool
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+
+    def run() -> nh.NH2ST:
+        options = {"callbacks": [Stop(0, member)]}
+        return nh.tl.train(
+            sdata, n_genes=8, encoder=encoder, max_epochs=2, progress=False, trainer_kwargs=options, **small
+        )
+
+    if stops:
+        with pytest.raises(KeyboardInterrupt, match="before its first epoch ended"):
+            run()
+    else:
+        assert len(run().members) == 1
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_exit_that_is_no_interruption_goes_through(
+    sections: list[Section], held_out: Held, small: dict[str, Any]
+) -> None:
+    class Leave(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            sys.exit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        options = {"callbacks": [Leave()]}
+        fit_member(sections[:1], held_out(sections[1]), Config.preset(**small), trainer_kwargs=options)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+import lightning as L
+import nh2st_scverse as nh
+{colours}
+class Tell(L.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 3:
+            print("training", flush=True)
+model = nh.tl.train(
+    nh.datasets.synthetic(width_um=1200, n_sections=2), n_genes=8, encoder=Colours(), progress=False,
+    max_epochs=100_000, max_steps=None, patience=100_000, embedding=8, hidden=8, bottleneck=8, heads=2,
+    trainer_kwargs={{"callbacks": [Tell()]}},
+)
+print("members", len(model.members), "epochs", len(model.history) >= 3, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT of another process")
+def test_ctrl_c_in_a_terminal_returns_the_model(encoder: Any) -> None:
+    root = str(Path(nh.__file__).parents[1])
+    code = SCRIPT.format(root=root, colours="import numpy as np\n" + inspect.getsource(type(encoder)))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "training\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert out == "members 1 epochs True\n"
+    assert "Interrupted: the model is made of the 1 of 2 members so far" in err
+    assert process.returncode == 0
+
+
+def test_what_is_flat_in_training_cannot_explode_elsewhere() -> None:
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.randn(40, 60, generator=generator)
+    seen[:, :10] = 0.5  # features that no training spot shows
+    seen[:20] -= seen[:20].mean(dim=0)  # two standardised sections: the last components have no variance at all
+    seen[20:] -= seen[20:].mean(dim=0)
+    mean, matrix = principal_components(seen, 39)
+    other = torch.randn(40, 60, generator=generator)
+    inside, outside = (seen - mean) @ matrix, (other - mean) @ matrix
+    assert inside.std() == pytest.approx(1.0, rel=1e-3)
+    assert outside.abs().max() < 10
+    assert torch.equal(matrix[:10], torch.zeros(10, 39))

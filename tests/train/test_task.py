@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nh2st_scverse.data.section import Section
+from nh2st_scverse.nn import Config, Member
+from nh2st_scverse.train import fit, task
+from nh2st_scverse.train.fit import fit_member
+from nh2st_scverse.train.spots import Spots, stack
+from nh2st_scverse.train.task import encode_once, flip, one_cycle, predict_batch, trunk_input
+
+
+class Trunk(nn.Module):
+    """A tiny trunk that counts what passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 8, stride=8)
+        self.calls: list[int] = []
+        self.modes: set[bool] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.append(len(x))
+        self.modes.add(self.training)
+        return self.conv(x).tanh()
+
+
+@pytest.fixture
+def tiny(patch_sections: list[Section], small: dict[str, Any]) -> tuple[Member, Spots]:
+    torch.manual_seed(0)
+    spots = stack(patch_sections, standardise=False)
+    config = Config.preset("paper", **small | {"dropout": 0.0})
+    member = Member(config, 32, 32, spots.targets.shape[1], Trunk()).double().eval()
+    spots.offsets, spots.targets = spots.offsets.double(), spots.targets.double()
+    return member, spots
+
+
+def test_each_patch_passes_the_trunk_once(tiny: tuple[Member, Spots]) -> None:
+    member, spots = tiny
+    member.float()
+    batch = torch.tensor([3, 4, 5, 20, 41, 42])
+    inputs, local = encode_once(member, spots, spots.nodes[batch])
+    different = len(set(spots.nodes[batch].flatten().tolist()))
+    assert member.trunk.calls == [different]
+    assert different < spots.nodes[batch].numel()  # neighbourhoods overlap
+    direct = member.trunk(trunk_input(spots.inputs[spots.nodes[batch].flatten()], False))
+    assert torch.allclose(inputs[local].flatten(0, 1), direct, atol=1e-6)
+
+
+def test_gradients_equal_those_of_encoding_every_node_separately(tiny: tuple[Member, Spots]) -> None:
+    member, spots = tiny
+    batch = torch.tensor([3, 4, 5, 20, 41, 42])
+    nodes, mask = spots.nodes[batch], spots.mask[batch]
+
+    def gradients(inputs: torch.Tensor, local: torch.Tensor) -> list[torch.Tensor]:
+        images = member.images(inputs, local, mask, spots.offsets[batch])
+        loss = member.network.losses(images, spots.targets[batch], spots.targets[nodes], mask)["loss"]
+        return list(torch.autograd.grad(loss, list(member.parameters())))
+
+    def as_double(x: torch.Tensor) -> torch.Tensor:
+        return trunk_input(x, False).double()
+
+    needed, local = nodes.unique(return_inverse=True)
+    once = gradients(member.trunk(as_double(spots.inputs[needed])), local)
+    every = torch.cat([member.trunk(as_double(spots.inputs[node][None])) for node in nodes.flatten()])
+    separately = gradients(every, torch.arange(nodes.numel()).reshape(nodes.shape))
+    found, expected = (torch.cat([g.flatten() for g in part]) for part in (once, separately))
+    assert expected.abs().max() > 0
+    assert torch.allclose(found, expected, rtol=1e-8, atol=1e-12)
+    ours, positions = encode_once(member.float(), spots, nodes)
+    assert torch.equal(positions, local)
+    assert torch.allclose(ours, member.trunk(trunk_input(spots.inputs[needed], False)))
+
+
+def test_prediction_takes_a_few_patches_at_a_time(tiny: tuple[Member, Spots], monkeypatch: pytest.MonkeyPatch) -> None:
+    member, spots = tiny
+    member.float()
+    spots.offsets, batch = spots.offsets.float(), torch.arange(60)
+    with torch.inference_mode():
+        whole = predict_batch(member, spots, batch)
+        monkeypatch.setattr(task, "CHUNK", 7)
+        member.trunk.calls.clear()
+        parts = predict_batch(member, spots, batch)
+    assert max(member.trunk.calls) == 7
+    assert sum(member.trunk.calls) == 60
+    assert torch.allclose(whole, parts, atol=1e-6)
+
+
+def test_the_trunk_is_trained_in_training_mode(patch_sections: list[Section], small: dict[str, Any]) -> None:
+    trunk = Trunk()
+    before = trunk.conv.weight.detach().clone()
+    config = Config.preset("paper", max_epochs=1, **small)
+    member, _, history = fit_member(patch_sections[:1], [(patch_sections[1], np.arange(30))], config, trunk=trunk)
+    assert trunk.modes == {True, False}  # learning, and sizing or validation
+    assert member.trunk is trunk
+    assert not torch.equal(before, trunk.conv.weight)
+    assert np.isfinite(history[0]["loss"])
+    spots = stack(patch_sections, standardise=False)
+    assert fit._prepare(spots, config, trunk).trunk.training
+
+
+def test_patches_are_scaled_as_for_imagenet() -> None:
+    patches = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
+    found = trunk_input(patches, False).flatten()
+    expected = (np.array([0, 128, 255]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_augmentation_is_one_of_the_eight_turns_and_flips() -> None:
+    torch.manual_seed(0)
+    patch = torch.arange(3 * 4 * 4).reshape(3, 4, 4)
+    eight = [torch.rot90(p, k, (1, 2)) for p in (patch, patch.flip(2)) for k in range(4)]
+    found = flip(patch.expand(400, -1, -1, -1))
+    counts = [int((found == one).flatten(1).all(dim=1).sum()) for one in eight]
+    assert sum(counts) == 400
+    assert min(counts) > 20  # each about 50 times
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    factors = np.array([one_cycle(step, 200) for step in range(201)])
+    assert factors.argmax() in range(18, 21)
+    assert factors.max() == pytest.approx(1)
+    assert (np.diff(factors[:19]) > 0).all()
+    assert (np.diff(factors[21:]) < 0).all()
+    assert factors[0] < 0.1
+    assert factors[-1] == pytest.approx(0, abs=1e-9)
+    assert np.isfinite([one_cycle(step, 1) for step in range(4)]).all()
