@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from nh2st_scverse import __version__
 from nh2st_scverse._logging import logger
 from nh2st_scverse.data.section import Section
-from nh2st_scverse.encoders import resnet18_trunk
+from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.nn import Config, Member
-from nh2st_scverse.train.fit import Interrupted, fit_member, gene_pearson, seeded
+from nh2st_scverse.train.checkpoint import claim, data_hash
+from nh2st_scverse.train.fit import Interrupted, fit_member, seeded
 from nh2st_scverse.train.folds import make_folds
+from nh2st_scverse.train.scores import gene_pearson
 from nh2st_scverse.train.spots import stack
 from nh2st_scverse.train.task import predict_batch
 
@@ -85,6 +89,7 @@ class NH2ST:
         encoder: str,
         encoder_hash: str,
         encoder_dim: int,
+        patch_px: int,
         trained_on: dict[str, str],
         seed: int,
         interrupted: bool = False,
@@ -101,6 +106,7 @@ class NH2ST:
         self.encoder = encoder
         self.encoder_hash = encoder_hash
         self.encoder_dim = encoder_dim
+        self.patch_px = patch_px  # side of a patch at the input of the encoder
         self.trained_on = trained_on
         self.seed = seed
         self.interrupted = interrupted  # the user stopped the training before its end
@@ -115,14 +121,13 @@ class NH2ST:
         *,
         unit: str,
         patch_um: float,
-        encoder: str = "none",
-        encoder_hash: str = "none",
-        encoder_dim: int = 0,
-        checkpoint: str | Path | None = None,
+        encoder: Encoder,
         seed: int = 0,
         accelerator: str = "auto",
         trainer_kwargs: dict[str, Any] | None = None,
-        on_epoch: Callable[[dict[str, float]], None] | None = None,
+        on_epoch: Callable[[dict[str, float], int, int, int], None] | None = None,
+        checkpoint_dir: str | Path | None = None,
+        resume: bool = False,
     ) -> NH2ST:
         """Train the members of a model on sections that have features (or patches) and expression.
 
@@ -136,16 +141,18 @@ class NH2ST:
             Names of the columns of the expression.
         config
             Settings.
-        unit, patch_um, encoder, encoder_hash, encoder_dim
+        unit, patch_um
             What the sections hold; kept with the model.
-        checkpoint
-            Weights of the trunk, for presets that train one.
+        encoder
+            What made the features, or gives the trunk that is trained.
         seed
             The same seed on the same machine gives the same model.
         accelerator, trainer_kwargs
             For ``lightning.Trainer``.
         on_epoch
-            Called after every epoch.
+            Called after every epoch with its terms, the most epochs, the member and the number of members.
+        checkpoint_dir, resume
+            Folder to leave checkpoints in, and whether to go on with those that are there.
 
         Returns
         -------
@@ -153,6 +160,17 @@ class NH2ST:
         """
         field_um = patch_um * max(config.fields)
         folds = make_folds(sections, groups, patch_um=field_um, max_folds=config.n_members, seed=seed, strict=False)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        if folder is not None:
+            about = {
+                "config": config.to_dict(),
+                "genes": list(genes),
+                "sections": {s.name: str(g) for s, g in zip(sections, groups, strict=True)},
+                "data": data_hash(sections),
+                "encoder": [encoder.name, encoder.weights_hash],
+                "seed": seed,
+            }
+            claim(folder, about, resume=resume)
         predicted = [np.full((s.n_spots, len(genes)), np.nan, dtype=np.float32) for s in sections]
         apart = [np.zeros(s.n_spots, dtype=bool) for s in sections]
         members: list[Member] = []
@@ -161,7 +179,7 @@ class NH2ST:
         for i, fold in enumerate(folds):
             try:
                 with seeded(seed + i):
-                    trunk = resnet18_trunk(checkpoint) if config.encoder == "resnet18" else None
+                    trunk = trunk_of(encoder) if config.fine_tune else None
                 member, held_out, rows = fit_member(
                     fold.train,
                     [(sections[at], spots) for at, spots in fold.held_out],
@@ -170,7 +188,8 @@ class NH2ST:
                     trunk=trunk,
                     accelerator=accelerator,
                     trainer_kwargs=trainer_kwargs,
-                    on_epoch=on_epoch,
+                    on_epoch=None if on_epoch is None else partial(_tell, on_epoch, i, len(folds)),
+                    checkpoint=None if folder is None else folder / f"member_{i}.ckpt",
                 )
             except Interrupted as interrupted:
                 member, held_out, rows = interrupted.args
@@ -217,9 +236,10 @@ class NH2ST:
             unit=unit,
             patch_um=patch_um,
             spacing_um=float(np.median([s.spacing_um for s in sections])),
-            encoder=encoder,
-            encoder_hash=encoder_hash,
-            encoder_dim=encoder_dim,
+            encoder=encoder.name,
+            encoder_hash=encoder.weights_hash,
+            encoder_dim=encoder.dim,
+            patch_px=encoder.input_size,
             trained_on={s.name: str(g) for s, g in zip(sections, groups, strict=True)},
             seed=seed,
             interrupted=stopped,
@@ -245,7 +265,7 @@ class NH2ST:
             for member in self.members:
                 member.to(device)
                 inputs = spots.inputs
-                if member.projection is not None:
+                if member.trunk is None and member.projection is not None:
                     spots.inputs = member.projection(inputs)
                 parts = [
                     predict_batch(member, spots, b) for b in torch.arange(section.n_spots, device=device).split(512)
@@ -297,13 +317,15 @@ class NH2ST:
         return folder
 
     @classmethod
-    def load(cls, path: str | Path) -> NH2ST:
+    def load(cls, path: str | Path, *, encoder: str | Encoder | None = None) -> NH2ST:
         """Read a model that :meth:`save` wrote; nothing is unpickled.
 
         Parameters
         ----------
         path
             The folder.
+        encoder
+            For a model whose encoder was trained with it and was an object of yours: such an object, for its layers.
 
         Returns
         -------
@@ -342,17 +364,20 @@ class NH2ST:
             if components is None or about["identifier"] != _identifier(about["genes"], weights):
                 raise ValueError("genes or weights are not those that were saved")
             config = Config.from_dict(about["config"])
+            layers = _layers(about["encoder"], encoder) if config.fine_tune else None
             members = []
             for i in range(about["n_members"]):
                 state = {k.split(".", 1)[1]: v for k, v in weights.items() if k.startswith(f"{i}.")}
                 with seeded(0):  # these weights are replaced
-                    trunk = resnet18_trunk() if config.encoder == "resnet18" else None
+                    trunk = None if layers is None else trunk_of(layers)
                     member = Member(config, about["n_features"], about["n_inputs"][i], len(about["genes"]), trunk)
                 member.load_state_dict(state)
                 members.append(member)
             index = pd.Index(about["genes"], name="gene")
             scores = pd.Series(about["pearson"], index, dtype=float, name="pearson").to_frame()
             kept = {name: about[name] for name in _KEPT}
+        except _OtherEncoder as error:
+            raise ValueError(str(error)) from None
         except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"Weights and model.json in {folder} do not belong together or were edited: {error!r}. Save the model "
@@ -410,6 +435,38 @@ class NH2ST:
         )
 
 
+def trunk_of(encoder: Encoder) -> nn.Module:
+    """The layers of an encoder, to be trained."""
+    if not hasattr(encoder, "trunk"):
+        raise TypeError(
+            f"Expected an encoder that can be trained, found {encoder.name!r} without trunk(). Available: "
+            "'efficientnet_lite0', 'resnet18', or add trunk() as nh.encoders.Encoder describes."
+        )
+    trunk: nn.Module = encoder.trunk()
+    return trunk
+
+
+class _OtherEncoder(Exception):
+    """The layers of a trained encoder are not at hand."""
+
+
+def _layers(name: str, encoder: str | Encoder | None) -> Encoder:
+    """The encoder whose layers a model trained, of the given name."""
+    try:
+        found = get(encoder or name)
+    except ValueError:
+        raise _OtherEncoder(f"The model trained encoder {name!r}: pass it to NH2ST.load as encoder=.") from None
+    if found.name != name:
+        raise _OtherEncoder(f"The model trained encoder {name!r}, found encoder={found.name!r}.")
+    return found
+
+
+def _tell(
+    on_epoch: Callable[[dict[str, float], int, int, int], None], member: int, members: int, row: Any, epochs: int
+) -> None:
+    on_epoch(row, epochs, member, members)
+
+
 def _identifier(genes: Sequence[str], weights: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(list(genes)).encode())
     for name, value in sorted(weights.items()):
@@ -417,7 +474,18 @@ def _identifier(genes: Sequence[str], weights: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-_KEPT = ("genes", "unit", "patch_um", "spacing_um", "encoder", "encoder_hash", "encoder_dim", "trained_on", "seed")
+_KEPT = (
+    "genes",
+    "unit",
+    "patch_um",
+    "spacing_um",
+    "encoder",
+    "encoder_hash",
+    "encoder_dim",
+    "patch_px",
+    "trained_on",
+    "seed",
+)
 
 
 def principal_genes(predicted: np.ndarray) -> np.ndarray:

@@ -22,7 +22,6 @@ from nh2st_scverse import model as model_module
 from nh2st_scverse.data.neighbours import Neighbours
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.model import FORMAT
-from nh2st_scverse.tl import _prepare
 
 SAVED = Path(__file__).parent / "data_models"
 FILES = ["history.csv", "model.json", "weights.safetensors"]
@@ -60,9 +59,10 @@ def model(sdata: SpatialData) -> nh.NH2ST:
 
 @pytest.fixture(scope="module")
 def paper(sdata: SpatialData) -> nh.NH2ST:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_prepare, "TRUNK_SIZE", 32)  # px: quick
-        return train(sdata, preset="paper", max_epochs=1, n_members=1, trainer_kwargs={"limit_train_batches": 2})
+    encoder = nh.encoders.ResNet18()
+    encoder.input_size = 32  # px: quick
+    options = {"limit_train_batches": 2}
+    return train(sdata, preset="paper", encoder=encoder, max_epochs=1, n_members=1, trainer_kwargs=options)
 
 
 @pytest.fixture
@@ -135,9 +135,8 @@ def test_the_embedding_has_no_more_axes_than_genes(model: nh.NH2ST) -> None:
 
 @pytest.mark.parametrize("which", ["model", "paper"])
 def test_a_saved_model_comes_back_the_same(
-    which: str, sdata: SpatialData, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    which: str, sdata: SpatialData, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(_prepare, "TRUNK_SIZE", 32)
     model = request.getfixturevalue(which)
     folder = model.save(tmp_path / "new" / "folder")
     assert sorted(path.name for path in folder.iterdir()) == FILES

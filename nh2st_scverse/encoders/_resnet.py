@@ -1,7 +1,8 @@
-"""The trunk of preset ``paper``: ResNet18 without pooling, with self-supervised pathology weights if there are any."""
+"""The encoder of preset ``paper``: ResNet18, with self-supervised pathology weights if there are any."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import pickletools
 import zipfile
@@ -9,40 +10,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
+from nh2st_scverse.encoders._torch import IMAGENET, TorchEncoder, Trunk
+
 PREFIX = "model.resnet."  # of the keys in the public checkpoint tenpercent_resnet18.ckpt
 
 
-class ResNet18Trunk(nn.Module):
-    """Patches (n, 3, 224, 224), standardised, to feature maps (n, 512, 7, 7)."""
+class ResNet18(TorchEncoder):
+    """ResNet18, with the weights of the self-supervised pathology ResNet18 (Ciga et al. 2022) or at random.
 
-    def __init__(self) -> None:
-        super().__init__()
-        network: Any = timm.create_model("resnet18", pretrained=False)
-        network.reset_classifier(0)
-        self.resnet = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Feature maps before pooling."""
-        network: Any = self.resnet
-        return network.forward_features(images)
-
-
-def resnet18_trunk(checkpoint: str | Path | None = None) -> ResNet18Trunk:
-    """ResNet18 trunk, randomly initialised or with the weights of the self-supervised pathology ResNet18.
+    As a trunk that is trained it gives feature maps (n, 512, 7, 7), as the paper uses them; as a frozen encoder their
+    mean.
 
     Parameters
     ----------
     checkpoint
-        The public ``tenpercent_resnet18.ckpt`` (Ciga et al. 2022), a Lightning checkpoint with keys
-        ``model.resnet.*``. Reading it runs no code of the file: only tensors are taken, whatever else it holds.
-
-    Returns
-    -------
-    A module that maps (n, 3, 224, 224) to (n, 512, 7, 7).
+        The public ``tenpercent_resnet18.ckpt``, a Lightning checkpoint with keys ``model.resnet.*``. Reading it runs no
+        code of the file: only tensors are taken, whatever else it holds. None: random weights, to be trained.
+    device
+        ``"auto"`` takes a GPU when there is one.
 
     Raises
     ------
@@ -54,13 +44,52 @@ def resnet18_trunk(checkpoint: str | Path | None = None) -> ResNet18Trunk:
     Examples
     --------
     >>> import torch, nh2st_scverse as nh
-    >>> nh.encoders.resnet18_trunk()(torch.zeros(1, 3, 224, 224)).shape
+    >>> nh.encoders.ResNet18().trunk()(torch.zeros(1, 3, 224, 224)).shape
     torch.Size([1, 512, 7, 7])
     """
-    trunk = ResNet18Trunk()
-    if checkpoint is not None:
-        trunk.resnet.load_state_dict(convert_checkpoint(_read(Path(checkpoint)), trunk.resnet.state_dict()))
-    return trunk
+
+    def __init__(self, checkpoint: str | Path | None = None, device: str = "auto") -> None:
+        with torch.random.fork_rng(devices=[]):  # leave the user's random state alone
+            network: Any = timm.create_model("resnet18", pretrained=False)
+        network.reset_classifier(0)
+        digest = "random"
+        if checkpoint is not None:
+            state = convert_checkpoint(_read(Path(checkpoint)), network.state_dict())
+            network.load_state_dict(state)
+            digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in state.values())).hexdigest()[:16]
+        super().__init__(
+            _ResNet18(network), name="resnet18", input_size=224, dim=512, weights_hash=digest, device=device
+        )
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """Encode (n, 224, 224, 3) uint8 into (n, 512) float32."""
+        if self.weights_hash == "random":
+            raise ValueError(
+                "This ResNet18 has random weights: pass checkpoint='tenpercent_resnet18.ckpt', or train it with "
+                "fine_tune=True."
+            )
+        return super().__call__(patches)
+
+    def trunk(self) -> Trunk:
+        """A copy of the network, to be trained; random weights are drawn anew from torch's random state."""
+        trunk: Any = super().trunk()
+        if self.weights_hash == "random":
+            trunk.resnet.init_weights()
+        return trunk
+
+
+class _ResNet18(Trunk):
+    resnet: Any
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(*IMAGENET)
+        self.resnet = network
+
+    def features(self, scaled: Tensor) -> Tensor:
+        """Feature maps (n, 512, h, w) before pooling."""
+        network: Any = self.resnet
+        found: Tensor = network.forward_features(scaled)
+        return found
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -22,7 +22,7 @@ class Config:
     name: str = "default"
 
     # images
-    encoder: str = "frozen"  # "frozen": features computed once; "resnet18": a trunk that is trained with the rest
+    fine_tune: bool = False  # the encoder is trained with the rest; else it is frozen, and features are computed once
     fields: tuple[float, ...] = (1.0, 2.5)  # sides of the fields of view of a spot, in patches
     standardise: str = "section"  # features to mean 0, variance 1 within a section, against stain; or "none"
     n_components: int | None = 256  # principal components of the features that enter the network; None: the features
@@ -62,7 +62,10 @@ class Config:
     max_steps: int | None = 400  # large sections need fewer epochs; at least 10 are run
     n_members: int = 3  # at most; each is validated on other training groups
     patience: int = 15
-    augment: bool = False  # flips and quarter turns of the patches of a trained encoder
+    augment: bool = True  # flips and quarter turns of the patches of a trained encoder
+    encoder_lr: float = 0.1  # learning rate of a trained encoder, as a factor of lr
+    half: bool = True  # a trained encoder computes in 16 bits where the device can
+    compile: bool = False  # let torch.compile make faster code of encoder and network, at a start of minutes
 
     def __post_init__(self) -> None:
         """Check that the settings can be and fit together."""
@@ -80,10 +83,11 @@ class Config:
             raise ValueError(f"Expected fields to be sides above 0, in patches, found {self.fields!r}.")
         if self.embedding % self.heads:
             raise ValueError(f"Expected heads to divide embedding, found {self.heads} heads and {self.embedding}.")
-        if self.encoder != "frozen" and (self.n_components is not None or self.ridge or len(self.fields) > 1):
+        if self.fine_tune and (self.standardise != "none" or self.ridge or len(self.fields) > 1):
             raise ValueError(
-                "A trained encoder has one field of view, no principal components and no ridge: expected fields=(1.0,)"
-                f", n_components=None and ridge=0, found {self.fields}, {self.n_components} and {self.ridge}."
+                "A trained encoder has one field of view, and features that are neither standardised beforehand nor "
+                "given to a ridge: expected fields=(1.0,), standardise='none' and ridge=0, found "
+                f"{self.fields}, {self.standardise!r} and {self.ridge}."
             )
         if self.ridge and not self.scale_target:
             raise ValueError("The ridge predicts the scaled target: expected scale_target=True or ridge=0.")
@@ -115,6 +119,9 @@ class Config:
         unknown = sorted(set(changes) - known)
         if unknown:
             raise ValueError(f"Unknown settings {unknown}. Available: {sorted(known - {'name'})}.")
+        if changes.get("fine_tune"):  # what a trained encoder cannot have, and batches that fit in memory
+            size = min(32, presets[name].batch_size)
+            changes = {"fields": (1.0,), "standardise": "none", "ridge": 0.0, "batch_size": size} | changes
         return replace(presets[name], **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,7 +138,6 @@ class Config:
 
 
 CHOICES = {
-    "encoder": ("frozen", "resnet18"),
     "standardise": ("section", "none"),
     "library": ("genome", "panel"),
     "optimizer": ("adamw", "adam"),
@@ -153,7 +159,7 @@ LEAST = {  # a correlation and a contrast need two spots
 
 PAPER = Config(
     name="paper",
-    encoder="resnet18",
+    fine_tune=True,
     fields=(1.0,),
     standardise="none",
     n_components=None,
@@ -175,5 +181,5 @@ PAPER = Config(
     max_epochs=200,
     max_steps=None,
     patience=20,
-    augment=True,
+    encoder_lr=1.0,
 )

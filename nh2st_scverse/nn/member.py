@@ -63,10 +63,10 @@ class Member(nn.Module):
 
     def images(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Images:
         """Run the network on inputs (U, C), or feature maps (U, channels, h, w), that `nodes` (B, K) index into."""
-        if self.trunk is None:
-            query, around = inputs[nodes[:, 0]], inputs[nodes]  # (B, C), (B, K, C)
-        else:  # as published: the query is flattened by position, its nodes by channel
-            # an embedding looks up like an index, but sums its gradients in a fixed order
+        if inputs.dim() == 2:
+            around = F.embedding(nodes, inputs)  # like an index, but sums its gradients in a fixed order: (B, K, C)
+            query = around[:, 0]
+        else:  # as published: the map of the query is flattened by position, those of its nodes by channel
             around = F.embedding(nodes, inputs.flatten(1))  # (B, K, channels * h * w)
             query = around[:, 0].unflatten(1, inputs.shape[1:]).flatten(2).transpose(1, 2).flatten(1)
         return self.network(query, around, mask, offsets)

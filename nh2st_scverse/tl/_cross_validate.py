@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from nh2st_scverse.tl._baselines import BASELINES
 from nh2st_scverse.tl._evaluate import SCORES
 from nh2st_scverse.tl._predict import outer_folds
 from nh2st_scverse.tl._prepare import add_expression, add_images, collect, leave_features
-from nh2st_scverse.tl._train import DEVICES, fit
+from nh2st_scverse.tl._train import DEVICES, choose_encoder, fit
 from nh2st_scverse.train.spots import section_features
 
 
@@ -31,8 +32,7 @@ def cross_validate(
     genes: str | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
     preset: str = "default",
-    encoder: str | Encoder = "efficientnet_lite0",
-    checkpoint: str | Path | None = None,
+    encoder: str | Encoder | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,
@@ -43,6 +43,8 @@ def cross_validate(
     device: str = "auto",
     seed: int = 0,
     progress: bool = True,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
@@ -53,11 +55,13 @@ def cross_validate(
 
     Parameters
     ----------
-    sdata, groups, genes, n_genes, preset, encoder, checkpoint, patch_um
+    sdata, groups, genes, n_genes, preset, encoder, patch_um
         As in :func:`train`.
     baselines
         ``"mean"``, ``"knn"``, ``"ridge"`` (PCA of 256 components and ridge), ``"mlp"``.
-    table_key, shapes_key, image_key, layer, microns_per_pixel, allow, device, seed, progress, trainer_kwargs, settings
+    table_key, shapes_key, image_key, layer, microns_per_pixel, allow, device, seed, progress
+        As in :func:`train`.
+    checkpoint_dir, resume, trainer_kwargs, settings
         As in :func:`train`.
 
     Returns
@@ -95,19 +99,20 @@ def cross_validate(
         "microns_per_pixel": microns_per_pixel,
     }
     prepared = collect(sdata, groups=groups, patch_um=patch_um, allow=allow, n_nodes=config.n_nodes, **keys)
-    if config.encoder != "frozen" and wanted:
-        logger.info("The preset trains its encoder; the baselines use the frozen features of %r.", str(encoder))
-    used = get(encoder) if config.encoder == "frozen" or wanted else None
+    used = choose_encoder(config, encoder)
+    frozen = used  # what the baselines see
+    if config.fine_tune and wanted:
+        frozen = get()
+        logger.info("NH2ST trains its encoder; the baselines use the frozen features of %r.", frozen.name)
     n_folds = len(outer_folds(prepared, config, seed)[0])
     rows = []
     for i in range(n_folds):
         _, splits = outer_folds(prepared, config, seed)
         panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer, splits=[splits[i]])
         if i == 0:
-            if used is not None:
-                add_images(prepared, config, used, progress=progress)
-            if config.encoder != "frozen":
-                add_images(prepared, config, None)
+            if wanted:
+                add_images(prepared, replace(config, fine_tune=False), frozen, progress=progress)
+            add_images(prepared, config, used, progress=progress)
         fold = outer_folds(prepared, config, seed)[0][i]
         model = fit(
             fold.train,
@@ -115,11 +120,12 @@ def cross_validate(
             panel,
             config,
             prepared,
-            used if config.encoder == "frozen" else None,
-            checkpoint=checkpoint,
+            used,
             seed=seed,
             device=device,
             progress=progress,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir) / f"fold_{i}",
+            resume=resume,
             trainer_kwargs=trainer_kwargs,
             name=f"without {fold.name} ({i + 1}/{n_folds})",
         )

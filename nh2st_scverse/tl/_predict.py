@@ -18,7 +18,7 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_name, check_one_of, choose_key
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder, get
-from nh2st_scverse.encoders._efficientnet import pick_device
+from nh2st_scverse.encoders._torch import pick_device
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, principal_genes
 from nh2st_scverse.nn import Config
@@ -38,7 +38,6 @@ def predict_expression(
     n_genes: int | None = 250,
     preset: str = "default",
     encoder: str | Encoder | None = None,
-    checkpoint: str | Path | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,
@@ -49,6 +48,8 @@ def predict_expression(
     device: str = "auto",
     seed: int = 0,
     progress: bool = True,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
     **settings: Any,
 ) -> None:
@@ -70,7 +71,7 @@ def predict_expression(
     table_added
         Write a new table of this name, with the predicted genes in X, instead of a layer. Without a table of the spots
         there is always a new one, ``"table"`` if no other name is given.
-    groups, genes, n_genes, preset, checkpoint, patch_um, layer, trainer_kwargs, settings
+    groups, genes, n_genes, preset, patch_um, layer, checkpoint_dir, resume, trainer_kwargs, settings
         As in :func:`train`; for cross-fitting only.
     encoder
         As in :func:`train`; with a `model` the encoder it was trained with, if that was an object of yours.
@@ -150,7 +151,7 @@ def predict_expression(
         if table_added in elements:
             raise ValueError(f"table_added={table_added!r} is there already, among {elements}: choose another name.")
     if model is not None:
-        given = {"groups": groups, "patch_um": patch_um, "layer": layer, "checkpoint": checkpoint, **settings}
+        given = {"groups": groups, "patch_um": patch_um, "layer": layer, "checkpoint_dir": checkpoint_dir, **settings}
         unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise ValueError(f"{unused} belong to training and have no meaning with a model: pass them to nh.tl.train.")
@@ -166,13 +167,14 @@ def predict_expression(
         groups=groups,
         genes=genes,
         n_genes=n_genes,
-        encoder="efficientnet_lite0" if encoder is None else encoder,
-        checkpoint=checkpoint,
+        encoder=encoder,
         patch_um=patch_um,
         layer=layer,
         device=device,
         seed=seed,
         progress=progress,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
         trainer_kwargs=trainer_kwargs,
     )
 
@@ -203,7 +205,7 @@ def _with_model(
                 section.spacing_um,
                 model.spacing_um,
             )
-    add_images(prepared, model.config, used, progress=progress)
+    add_images(prepared, model.config, used, patch_px=model.patch_px, progress=progress)
     predicted = [model.predict(section, pick_device(device)) for section in prepared.sections]
     scores = model.scores["pearson"].to_numpy()
     about = model.provenance() | {"cross_fitted": False}
@@ -211,8 +213,8 @@ def _with_model(
 
 
 def encoder_of(model: NH2ST, encoder: str | Encoder | None) -> Encoder | None:
-    """The encoder that a model was trained with, checked by name and weights."""
-    if model.config.encoder != "frozen":
+    """The encoder that a model was trained with, checked by name and weights; None if the model holds it."""
+    if model.config.fine_tune:
         return None
     try:
         used = get(encoder if encoder is not None else model.encoder)
@@ -281,13 +283,14 @@ def _cross_fit(
     groups: Any,
     genes: str | Sequence[str],
     n_genes: int | None,
-    encoder: str | Encoder,
-    checkpoint: str | Path | None,
+    encoder: str | Encoder | None,
     patch_um: float | None,
     layer: str | None,
     device: str,
     seed: int,
     progress: bool,
+    checkpoint_dir: str | Path | None,
+    resume: bool,
     trainer_kwargs: dict[str, Any] | None,
 ) -> None:
     prepared = collect(sdata, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, **keys)
@@ -310,15 +313,19 @@ def _cross_fit(
             config,
             prepared,
             used,
-            checkpoint=checkpoint,
             seed=seed,
             device=device,
             progress=progress,
+            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir) / f"fold_{i}",
+            resume=resume,
             trainer_kwargs=trainer_kwargs,
             name=f"without {fold.name} ({i + 1}/{len(folds)})",
         )
         if model.interrupted:
-            raise KeyboardInterrupt("Cross-fitting was interrupted: nothing is written, the object is as it was.")
+            go_on = f" Go on with resume=True, from {checkpoint_dir}." if checkpoint_dir is not None else ""
+            raise KeyboardInterrupt(
+                f"Cross-fitting was interrupted: nothing is written, the object is as it was.{go_on}"
+            )
         models.append(model)
         for at, spots in fold.held_out:
             predicted[at][spots] = model.predict(prepared.sections[at])[spots]

@@ -23,8 +23,6 @@ from nh2st_scverse.data.section import Section, check_resolution, find_sections,
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.nn import Config
 
-TRUNK_SIZE = 224  # px of the patches that a trained trunk sees
-
 
 @dataclass
 class Prepared:
@@ -122,11 +120,16 @@ def _groups(
     )
 
 
-def add_images(prepared: Prepared, config: Config, encoder: Encoder | None, *, progress: bool = True) -> None:
-    """Give every section its features, from the table when they are there and still fit, or its patches."""
+def add_images(
+    prepared: Prepared, config: Config, encoder: Encoder | None, *, patch_px: int = 0, progress: bool = True
+) -> None:
+    """Give every section its features, from the table when they are there and still fit.
+
+    Where the encoder is trained too, give it its patches, as large as the encoder wants them, or of `patch_px`.
+    """
     for section, table in zip(prepared.sections, prepared.tables, strict=True):
-        if encoder is None:
-            section.patches = _patches(section, prepared.patch_um)
+        if encoder is None or config.fine_tune:
+            section.patches = _patches(section, prepared.patch_um, encoder.input_size if encoder else patch_px)
             continue
         mark = fingerprint(section, encoder, prepared.patch_um, config.fields, table.obs_names[section.rows])
         cached = _cached(section, table, mark)
@@ -138,11 +141,9 @@ def add_images(prepared: Prepared, config: Config, encoder: Encoder | None, *, p
         keep["marks"][section.name.split(":")[-1]] = mark
 
 
-def _patches(section: Section, patch_um: float) -> np.ndarray:
-    patches = np.zeros((section.n_spots, TRUNK_SIZE, TRUNK_SIZE, 3), dtype=np.uint8)
-    for which, cut in iter_patches(
-        section.geometry, np.flatnonzero(section.usable), size_um=patch_um, size_px=TRUNK_SIZE
-    ):
+def _patches(section: Section, patch_um: float, size_px: int) -> np.ndarray:
+    patches = np.zeros((section.n_spots, size_px, size_px, 3), dtype=np.uint8)
+    for which, cut in iter_patches(section.geometry, np.flatnonzero(section.usable), size_um=patch_um, size_px=size_px):
         patches[which] = cut
     return patches
 

@@ -27,8 +27,7 @@ def train(
     genes: str | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
     preset: str = "default",
-    encoder: str | Encoder = "efficientnet_lite0",
-    checkpoint: str | Path | None = None,
+    encoder: str | Encoder | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,
@@ -39,6 +38,8 @@ def train(
     device: str = "auto",
     seed: int = 0,
     progress: bool = True,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
     **settings: Any,
 ) -> NH2ST:
@@ -61,9 +62,10 @@ def train(
     preset
         ``"default"``, or ``"paper"``: network and training as published, with a ResNet18 trained end to end.
     encoder
-        Image encoder of frozen features: a name or an object (see :class:`nh2st_scverse.encoders.Encoder`).
-    checkpoint
-        For preset ``"paper"``: weights of the trunk (``tenpercent_resnet18.ckpt``); None starts at random.
+        Image encoder: a name or an object (see :class:`nh2st_scverse.encoders.Encoder`). None takes
+        ``"efficientnet_lite0"``, or for preset ``"paper"`` a ResNet18 with random weights; the paper's own are
+        ``nh.encoders.ResNet18("tenpercent_resnet18.ckpt")``. It is frozen unless the preset or ``fine_tune=True``
+        trains it.
     patch_um
         Side of a patch in µm; None takes 0.75 of the spot spacing (Visium 75 µm, legacy ST 150 µm).
     table_key, shapes_key, image_key
@@ -80,10 +82,16 @@ def train(
         The same seed on the same machine gives the same model.
     progress
         Show progress bars.
+    checkpoint_dir, resume
+        Folder in which every epoch leaves a checkpoint; with ``resume=True`` the same call goes on with the training in
+        it, or begins one, and gives the model that it would have given without the break.
     trainer_kwargs
-        For ``lightning.Trainer``.
+        For ``lightning.Trainer``, e.g. ``{"accumulate_grad_batches": 4}``, ``{"precision": "16-mixed"}``, or on
+        several GPUs ``{"devices": 4, "strategy": "ddp"}`` in a script, ``"ddp_notebook"`` in a notebook; `batch_size`
+        is that of one process.
     settings
-        Fields of :class:`nh2st_scverse.nn.Config` to set otherwise, e.g. ``max_epochs=20``.
+        Fields of :class:`nh2st_scverse.nn.Config` to set otherwise, e.g. ``max_epochs=20``, ``fine_tune=True`` (train
+        the encoder too) or ``compile=True``.
 
     Returns
     -------
@@ -133,19 +141,20 @@ def train(
         config,
         prepared,
         used,
-        checkpoint=checkpoint,
         seed=seed,
         device=device,
         progress=progress,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
         trainer_kwargs=trainer_kwargs,
     )
     leave_features(prepared)
     return model
 
 
-def choose_encoder(config: Config, encoder: str | Encoder) -> Encoder | None:
-    """The encoder of frozen features, or None when the preset trains a trunk on the patches."""
-    return get(encoder) if config.encoder == "frozen" else None
+def choose_encoder(config: Config, encoder: str | Encoder | None) -> Encoder:
+    """The encoder given, or that of the preset."""
+    return get(encoder or ("resnet18" if config.name == "paper" and config.fine_tune else "efficientnet_lite0"))
 
 
 def fit(
@@ -154,17 +163,18 @@ def fit(
     genes: Sequence[str],
     config: Config,
     prepared: Prepared,
-    encoder: Encoder | None,
+    encoder: Encoder,
     *,
-    checkpoint: str | Path | None,
     seed: int,
     device: str,
     progress: bool,
+    checkpoint_dir: str | Path | None,
+    resume: bool,
     trainer_kwargs: dict[str, Any] | None,
     name: str = "training",
 ) -> NH2ST:
     """Fit a model on some of the prepared sections, with a progress bar."""
-    with progress_bar(config, name, progress) as on_epoch:
+    with progress_bar(name, progress) as on_epoch:
         return NH2ST.fit(
             sections,
             groups,
@@ -172,27 +182,28 @@ def fit(
             config,
             unit=prepared.unit,
             patch_um=prepared.patch_um,
-            encoder="resnet18" if encoder is None else encoder.name,
-            encoder_hash="trained" if encoder is None else encoder.weights_hash,
-            encoder_dim=512 if encoder is None else encoder.dim,
-            checkpoint=checkpoint,
+            encoder=encoder,
             seed=seed,
             accelerator=DEVICES[device],
             trainer_kwargs=trainer_kwargs,
             on_epoch=on_epoch,
+            checkpoint_dir=checkpoint_dir,
+            resume=resume,
         )
 
 
 @contextmanager
-def progress_bar(config: Config, name: str, show: bool) -> Iterator[Callable[[dict[str, float]], None]]:
-    """One line for a whole training: epochs, loss, and the Pearson correlation on the held-out group."""
+def progress_bar(name: str, show: bool) -> Iterator[Callable[[dict[str, float], int, int, int], None]]:
+    """One line for a whole training: epochs, time left at most, terms of the loss, correlation on held-out tissue."""
     with tqdm(desc=name, unit="epoch", mininterval=0.5, dynamic_ncols=True, disable=not show) as bar:
 
-        def on_epoch(row: dict[str, float]) -> None:
-            bar.set_postfix(
-                epoch=f"{row['epoch'] + 1:.0f}/{config.max_epochs}",
-                loss=f"{row['loss']:.3f}",
-                held_out_pearson=f"{row['validation_pearson']:.3f}",
+        def on_epoch(row: dict[str, float], epochs: int, member: int, members: int) -> None:
+            # earlier members may have stopped early: what is left is that of this one and of those to come
+            bar.total = bar.n + int(epochs - row["epoch"]) + (members - member - 1) * epochs
+            terms = {k: v for k, v in row.items() if k not in ("epoch", "loss", "validation_pearson")}
+            said = [f"{k.replace('_contrast', '')} {v:.2f}" for k, v in terms.items()]
+            bar.set_postfix_str(
+                f"member {member + 1}/{members}, {', '.join(said)}, held-out r {row['validation_pearson']:.3f}",
                 refresh=False,
             )
             bar.update()

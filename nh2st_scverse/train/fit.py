@@ -8,36 +8,29 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from nh2st_scverse.data.section import Section
+from nh2st_scverse.encoders._torch import as_images, pick_device
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.nn.member import ridge_inputs
+from nh2st_scverse.train.batches import Batches, InOrder
+from nh2st_scverse.train.best import Best, KeepBest
+from nh2st_scverse.train.checkpoint import SaveEpochs
+from nh2st_scverse.train.scores import section_pearson
 from nh2st_scverse.train.spots import Spots, stack
-from nh2st_scverse.train.task import Task
+from nh2st_scverse.train.task import CHUNK, Task
 
 PENALTIES = 10.0 ** np.arange(-1, 6)
 FLAT = 1e-3  # of the largest: features and components that vary less are constant but for rounding
+MOST = 1000  # spots on which the components of a trunk's features are found
 WHITEN = 0.5  # components are divided by their spread to this power: half-way between PCA and whitening
-
-
-class _Positions(Dataset):
-    """Spots by their position: the data lies ready on the device."""
-
-    def __init__(self, positions: Tensor) -> None:
-        self.positions = positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.positions[i]
 
 
 class Interrupted(Exception):
@@ -53,7 +46,8 @@ def fit_member(
     trunk: nn.Module | None = None,
     accelerator: str = "auto",
     trainer_kwargs: dict[str, Any] | None = None,
-    on_epoch: Callable[[dict[str, float]], None] | None = None,
+    on_epoch: Callable[[dict[str, float], int], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[Member, list[np.ndarray], list[dict[str, float]]]:
     """Train on some sections, stop by others.
 
@@ -72,7 +66,9 @@ def fit_member(
     accelerator, trainer_kwargs
         For ``lightning.Trainer``.
     on_epoch
-        Called with the terms of every epoch.
+        Called with the terms of every epoch, and the number of epochs at most.
+    checkpoint
+        File to leave a checkpoint in after every epoch. If it is there, training goes on from it.
 
     Returns
     -------
@@ -87,20 +83,23 @@ def fit_member(
     )
 
     with seeded(seed), _quiet(), _threads(1 if trunk is None else None):
-        member = _prepare(spots, config, trunk)
-        if member.projection is not None:
+        member = _prepare(spots, config, trunk, accelerator)
+        if trunk is None and member.projection is not None:
             spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
         if config.ridge:
             member.ridge.copy_(_fit_ridge(member, spots, held, wanted))
-        ready = torch.nonzero(spots.trainable)[:, 0]
-        batch_size = min(config.batch_size, len(ready))
-        order = torch.Generator().manual_seed(seed)
-        batches: DataLoader = DataLoader(_Positions(ready), batch_size, shuffle=True, drop_last=True, generator=order)
-        epochs = n_epochs(config, len(batches))
-        task = Task(member, spots, held, steps=epochs * len(batches))
-        best = KeepBest(wanted, config.patience, on_epoch)
+        best = Best(config.patience)
+        task = Task(member, spots, held, best, seed)
+        batches = Batches(
+            torch.nonzero(spots.trainable)[:, 0],
+            size=config.batch_size,
+            places=None if trunk is None else [section.xy_um for section in train],
+            seed=seed,
+            epoch=task.epoch_now,
+            share=task.share,
+        )
         options: dict[str, Any] = {
-            "max_epochs": epochs,
+            "max_epochs": n_epochs(config, len(batches)),
             "accelerator": accelerator,
             "devices": 1,
             "gradient_clip_val": 5.0 if config.optimizer == "adamw" else None,
@@ -111,9 +110,11 @@ def fit_member(
             "num_sanity_val_steps": 0,
         } | (trainer_kwargs or {})
         given = options.get("callbacks") or []
-        options["callbacks"] = [best, *([given] if isinstance(given, L.Callback) else given)]
+        ours = [KeepBest(wanted, on_epoch), *([SaveEpochs(checkpoint)] if checkpoint else [])]
+        options["callbacks"] = [*ours, *([given] if isinstance(given, L.Callback) else given)]
         trainer = L.Trainer(**options)
-        stopped = _run(trainer, task, batches, DataLoader(_Positions(wanted), 512))
+        with _compiled(member, config):
+            stopped = _run(trainer, task, batches, InOrder(wanted, 512), checkpoint)
         best.restore(member)
         member.cpu().eval()
     predicted = _split(best.predicted, held_out) if best.history else []
@@ -137,28 +138,33 @@ def _split(predicted: Tensor, held_out: Sequence[tuple[Section, np.ndarray]]) ->
     return [part.numpy() for part in predicted.split([len(at) for _, at in held_out])]
 
 
-def _prepare(spots: Spots, config: Config, trunk: nn.Module | None) -> Member:
+def _prepare(spots: Spots, config: Config, trunk: nn.Module | None, accelerator: str = "cpu") -> Member:
     """A member whose scaling is that of the training spots."""
-    n_genes = spots.targets.shape[1]
-    ready = spots.trainable
-    if trunk is not None:
-        with torch.no_grad():
-            blank = spots.inputs[:1].permute(0, 3, 1, 2).float()
-            n_features = trunk.eval()(blank).numel()
-        trunk.train()  # Lightning leaves the mode as it is
-        member = Member(config, n_features, n_features, n_genes, trunk)
-    else:
-        n_features = spots.inputs.shape[1]
-        n_inputs = min(config.n_components, n_features, int(ready.sum()) - 1) if config.n_components else n_features
-        member = Member(config, n_features, n_inputs, n_genes)
-        if member.projection is not None:
-            mean, matrix = principal_components(spots.inputs[ready], n_inputs)
-            member.projection.mean.copy_(mean)
-            member.projection.matrix.copy_(matrix)
+    ready = torch.nonzero(spots.trainable)[:, 0]
+    features = spots.inputs if trunk is None else _first_features(trunk, spots, ready, config, accelerator)
+    known = ready if trunk is None else slice(None)
+    n_features, n_genes = features.shape[1], spots.targets.shape[1]
+    n_inputs = min(config.n_components, n_features, len(features[known]) - 1) if config.n_components else n_features
+    member = Member(config, n_features, n_inputs, n_genes, trunk)
+    if member.projection is not None:
+        mean, matrix = principal_components(features[known], n_inputs)
+        member.projection.mean.copy_(mean)
+        member.projection.matrix.copy_(matrix)
     if config.scale_target:
         member.target_mean.copy_(spots.targets[ready].mean(dim=0))
         member.target_scale.copy_(spots.targets[ready].std(dim=0) + 1e-3)
     return member
+
+
+def _first_features(trunk: nn.Module, spots: Spots, ready: Tensor, config: Config, accelerator: str) -> Tensor:
+    """Features (n, F) of some training spots before the trunk is trained: its components are found on them."""
+    some = ready[torch.randperm(len(ready))[: MOST if config.n_components else 1]]
+    device = pick_device("cpu" if accelerator == "cpu" else "auto")
+    trunk.to(device).eval()
+    with torch.no_grad():
+        parts = [trunk(as_images(spots.inputs[at].to(device))).flatten(1).cpu() for at in some.split(CHUNK)]
+    trunk.cpu().train()  # Lightning leaves the mode as it is
+    return torch.cat(parts)
 
 
 def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -191,67 +197,12 @@ def _fit_ridge(member: Member, spots: Spots, held: Spots, wanted: Tensor) -> Ten
     return solutions[best].float()
 
 
-def section_pearson(predicted: Tensor, held: Spots, wanted: Tensor) -> float:
-    """Pearson of each gene over the held-out spots of each section, averaged over genes and sections; else NaN."""
-    measured, section, ready = held.targets[wanted], held.section[wanted], held.trainable[wanted]
-    scores = []
-    for which in section.unique():
-        at = (section == which) & ready
-        scores.append(float(gene_pearson(predicted[at], measured[at]).nanmean()))
-    known = [score for score in scores if not math.isnan(score)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def gene_pearson(predicted: Tensor, measured: Tensor) -> Tensor:
-    """Correlation of each gene over spots, (N, G) each to (G,): 0 for constant predictions, NaN for constant genes."""
-    p, m = predicted - predicted.mean(dim=0), measured - measured.mean(dim=0)
-    r = (p * m).sum(dim=0) / (p.norm(dim=0) * m.norm(dim=0)).clamp(min=1e-12)
-    return torch.where(m.norm(dim=0) > 0, r, torch.nan)
-
-
-class KeepBest(L.Callback):
-    """Keeps the weights and held-out predictions of the best epoch in memory, and stops when it is long past."""
-
-    def __init__(
-        self, wanted: Tensor, patience: int, on_epoch: Callable[[dict[str, float]], None] | None = None
-    ) -> None:
-        self.wanted, self.patience, self.on_epoch = wanted, patience, on_epoch
-        self.score, self.epoch = -math.inf, -1
-        self.weights: dict[str, Tensor] = {}
-        self.predicted = torch.empty(0)
-        self.history: list[dict[str, float]] = []
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score the epoch that ended."""
-        task = pl_module
-        assert isinstance(task, Task) and task.held is not None
-        predicted = torch.cat(task.predicted)
-        score = section_pearson(predicted, task.held, self.wanted.to(predicted.device))
-        names = task.epoch_terms[0] if task.epoch_terms else {}
-        row = {name: float(torch.stack([t[name] for t in task.epoch_terms]).mean()) for name in names}
-        row |= {"epoch": float(trainer.current_epoch), "validation_pearson": score}
-        self.history.append(row)
-        task.predicted, task.epoch_terms = [], []
-        if score > self.score or not self.weights:
-            self.score, self.epoch = -math.inf if math.isnan(score) else score, trainer.current_epoch
-            self.weights = {k: v.detach().cpu().clone() for k, v in task.member.state_dict().items()}
-            self.predicted = predicted.cpu()
-        elif trainer.current_epoch - self.epoch >= self.patience:
-            trainer.should_stop = True
-        if self.on_epoch is not None:
-            self.on_epoch(row)
-
-    def restore(self, member: Member) -> None:
-        """Give the member its best weights."""
-        if self.weights:
-            member.load_state_dict(self.weights)
-
-
-def _run(trainer: L.Trainer, task: Task, batches: DataLoader, validation: DataLoader) -> bool:
+def _run(trainer: L.Trainer, task: Task, batches: Batches, validation: InOrder, checkpoint: Path | None) -> bool:
     """Run the trainer. Returns whether the user stopped it, which Lightning turns into an exit of the process."""
     handler = signal.getsignal(signal.SIGINT)
+    begun = checkpoint if checkpoint is not None and checkpoint.exists() else None
     try:
-        trainer.fit(task, batches, validation)
+        trainer.fit(task, batches, validation, ckpt_path=begun, weights_only=True)
     except KeyboardInterrupt:
         return True
     except SystemExit as ended:
@@ -262,6 +213,19 @@ def _run(trainer: L.Trainer, task: Task, batches: DataLoader, validation: DataLo
         if signal.getsignal(signal.SIGINT) is not handler:  # Lightning ignores further signals, and leaves it so
             signal.signal(signal.SIGINT, handler)
     return False
+
+
+@contextmanager
+def _compiled(member: Member, config: Config) -> Iterator[None]:
+    """Let torch.compile make the training code of a member, if asked for; afterwards it is as it was."""
+    modules: list[nn.Module] = [m for m in (member.network, member.trunk) if m is not None] if config.compile else []
+    for module in modules:
+        module.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._compiled_call_impl = None
 
 
 @contextmanager

@@ -6,36 +6,40 @@ import math
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
+from nh2st_scverse.encoders._torch import as_images
 from nh2st_scverse.nn import Member
+from nh2st_scverse.train.best import Best
 from nh2st_scverse.train.spots import Spots
 
 CHUNK = 64  # patches that pass the trunk together when nothing is learnt
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Task(L.LightningModule):
     """Trains a member on spots that lie ready on the device; a batch is their positions (B,)."""
 
-    def __init__(self, member: Member, train: Spots, validation: Spots | None, steps: int) -> None:
+    def __init__(self, member: Member, train: Spots, validation: Spots, best: Best, seed: int = 0) -> None:
         super().__init__()
-        self.member, self.config, self.steps = member, member.config, steps
-        self.spots, self.held = train, validation
+        self.member, self.config, self.seed = member, member.config, seed
+        self.spots, self.held, self.best = train, validation, best
         self.epoch_terms: list[dict[str, Tensor]] = []
         self.predicted: list[Tensor] = []
 
     def on_fit_start(self) -> None:
         """Move the data once, not batch by batch."""
-        self.spots = self.spots.to(self.device)
-        self.held = self.held.to(self.device) if self.held is not None else None
+        self.spots, self.held = self.spots.to(self.device), self.held.to(self.device)
 
-    def training_step(self, batch: Tensor) -> Tensor:
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Loss of a batch of spots."""
+        if batch_idx == 0:  # dropout and flips depend on seed and epoch alone: a training may go on later
+            state = np.random.SeedSequence([self.seed, self.current_epoch, self.share()[0]]).generate_state(1)
+            torch.manual_seed(int(state[0]))
         spots, member = self.spots, self.member
         nodes, mask = spots.nodes[batch], spots.mask[batch]  # (B, K)
-        inputs, local = encode_once(member, spots, nodes, augment=self.config.augment)
+        inputs, local = encode_once(member, spots, nodes, augment=self.config.augment, half=self.config.half)
         images = member.images(inputs, local, mask, spots.offsets[batch])
         target = (
             (spots.targets - member.target_mean) / member.target_scale if self.config.scale_target else spots.targets
@@ -46,17 +50,50 @@ class Task(L.LightningModule):
 
     def validation_step(self, batch: Tensor) -> None:
         """Predict held-out spots."""
-        if self.held is not None:
-            self.predicted.append(predict_batch(self.member, self.held, batch))
+        self.predicted.append(predict_batch(self.member, self.held, batch))
+
+    def end_epoch(self) -> tuple[dict[str, float], Tensor]:
+        """Mean of each term of the loss, over all processes, and the predictions of the held-out spots."""
+        names = list(self.epoch_terms[0]) if self.epoch_terms else []
+        means = torch.stack([torch.stack([t[name] for t in self.epoch_terms]).mean() for name in names] or [])
+        if self.share()[1] > 1:
+            torch.distributed.all_reduce(means)
+            means = means / self.share()[1]
+        predicted = torch.cat(self.predicted)
+        self.predicted, self.epoch_terms = [], []
+        return dict(zip(names, means.tolist(), strict=True)), predicted
+
+    def epoch_now(self) -> int:
+        """The epoch, for the order of the batches."""
+        return self.current_epoch
+
+    def share(self) -> tuple[int, int]:
+        """Rank of this process, and how many there are."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The best epoch so far goes with the weights: into checkpoints, and back from other processes."""
+        return self.best.state()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Read :meth:`get_extra_state`."""
+        self.best.set(state)
 
     def configure_optimizers(self) -> Any:
         """AdamW with one cycle of the learning rate, or the published Adam with a step decay."""
-        c = self.config
+        c, trunk = self.config, self.member.trunk
+        ours = [p for name, p in self.member.named_parameters() if not name.startswith("trunk.")]
+        groups: list[dict[str, Any]] = [{"params": ours, "lr": c.lr}]
+        if trunk is not None:
+            groups.append({"params": list(trunk.parameters()), "lr": c.lr * c.encoder_lr})
         if c.optimizer == "adam":
-            adam = torch.optim.Adam(self.member.parameters(), lr=c.lr)
+            adam = torch.optim.Adam(groups, fused=True)
             return [adam], [torch.optim.lr_scheduler.StepLR(adam, 50, 0.9)]
-        optimizer = torch.optim.AdamW(self.member.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
-        cycle = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, self.steps))
+        optimizer = torch.optim.AdamW(groups, weight_decay=c.weight_decay, fused=True)
+        steps = int(self.trainer.estimated_stepping_batches)
+        cycle = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps))
         return [optimizer], [{"scheduler": cycle, "interval": "step"}]
 
 
@@ -68,31 +105,39 @@ def one_cycle(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, steps - rise))))
 
 
-def encode_once(member: Member, spots: Spots, nodes: Tensor, *, augment: bool = False) -> tuple[Tensor, Tensor]:
+def encode_once(
+    member: Member, spots: Spots, nodes: Tensor, *, augment: bool = False, half: bool = False
+) -> tuple[Tensor, Tensor]:
     """Inputs of a batch and the positions of its nodes (B, K) among them; each patch passes the trunk once."""
     if member.trunk is None:
         return spots.inputs, nodes
     needed, local = nodes.unique(return_inverse=True)  # (U,), (B, K)
     # without gradients nothing need be kept: a few patches at a time
     parts = [needed] if torch.is_grad_enabled() else needed.split(CHUNK)
-    return torch.cat([member.trunk(trunk_input(spots.inputs[some], augment)) for some in parts]), local
+    device = needed.device.type
+    found = []
+    for some in parts:
+        images = as_images(spots.inputs[some])
+        with torch.autocast(device, torch.bfloat16, enabled=half and has_bfloat16(device)):
+            found.append(member.trunk(flip(images) if augment else images).float())
+    features = torch.cat(found)  # (U, F), or maps (U, channels, h, w)
+    return (features if member.projection is None else member.projection(features.flatten(1))), local
 
 
-def trunk_input(patches: Tensor, augment: bool) -> Tensor:
-    """Patches (U, side, side, 3) uint8 to (U, 3, side, side), scaled as for ImageNet."""
-    scaled = patches.permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(v, device=patches.device)[:, None, None] for v in IMAGENET)
-    scaled = (scaled - mean) / std
-    return flip(scaled) if augment else scaled
+def has_bfloat16(device: str) -> bool:
+    """Whether a device computes in 16 bits faster than in 32, at the range of 32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
-def flip(patches: Tensor) -> Tensor:
-    """Turn each patch (U, 3, side, side) by a quarter turn and flip it, or not, at random."""
+def flip(images: Tensor) -> Tensor:
+    """Turn each image (U, 3, side, side) by a quarter turn and flip it, or not, at random."""
     for dims in ((2,), (3,)):
-        which = torch.rand(len(patches), device=patches.device) < 0.5
-        patches = torch.where(which[:, None, None, None], patches.flip(dims), patches)
-    which = torch.rand(len(patches), device=patches.device) < 0.5
-    return torch.where(which[:, None, None, None], patches.transpose(2, 3), patches)
+        which = torch.rand(len(images), device=images.device) < 0.5
+        images = torch.where(which[:, None, None, None], images.flip(dims), images)
+    which = torch.rand(len(images), device=images.device) < 0.5
+    return torch.where(which[:, None, None, None], images.transpose(2, 3), images)
 
 
 def predict_batch(member: Member, spots: Spots, batch: Tensor) -> Tensor:

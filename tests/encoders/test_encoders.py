@@ -43,15 +43,15 @@ def test_default_is_timms_network_pooled(patches: np.ndarray) -> None:
     encoder = get()
     images = torch.from_numpy((patches.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5).float().to(encoder.device)
     with torch.inference_mode():
-        last = encoder.network.forward_features(images).mean(dim=(2, 3)).cpu().numpy()
+        last = encoder.frozen.network.forward_features(images).mean(dim=(2, 3)).cpu().numpy()
     assert np.allclose(encoder(patches)[:, :1280], last, atol=1e-4)
 
 
 def test_default_is_trained_and_frozen() -> None:
     encoder = get()
     assert len(encoder.weights_hash) == 16
-    assert not any(p.requires_grad for p in encoder.network.parameters())
-    assert float(encoder.network.bn1.running_var.std()) > 0.01  # 0 before training
+    assert not any(p.requires_grad for p in encoder.frozen.parameters())
+    assert float(encoder.frozen.network.bn1.running_var.std()) > 0.01  # 0 before training
 
 
 def test_making_the_default_leaves_the_random_state_alone() -> None:
@@ -72,7 +72,7 @@ def test_own_encoders_pass() -> None:
 
 
 def test_what_is_no_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match="Expected encoder='efficientnet_lite0' or an encoder object, found 'uni'"):
+    with pytest.raises(ValueError, match=r"'resnet18'\] or an encoder object, found 'uni'"):
         get("uni")
     with pytest.raises(TypeError, match=r"found the class MeanColour: pass MeanColour\(\.\.\.\)"):
         get(MeanColour)
@@ -110,7 +110,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 def trunk_state() -> dict[str, torch.Tensor]:
-    return nh.encoders.resnet18_trunk().resnet.state_dict()
+    return nh.encoders.ResNet18().trunk().resnet.state_dict()
 
 
 def lightning(weights: dict[str, torch.Tensor], **more: Any) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def lightning(weights: dict[str, torch.Tensor], **more: Any) -> dict[str, Any]:
 
 
 def assert_loaded(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    found = nh.encoders.resnet18_trunk(path).resnet.state_dict()
+    found = nh.encoders.ResNet18(path).trunk().resnet.state_dict()
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
 
@@ -153,7 +153,7 @@ def test_lightning_checkpoint_loads_exactly_and_runs_nothing(
 def test_batch_counts_may_be_missing(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "old.ckpt"
     torch.save(lightning({k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}), path)
-    found = nh.encoders.resnet18_trunk(path).resnet.state_dict()
+    found = nh.encoders.ResNet18(path).trunk().resnet.state_dict()
     assert torch.equal(found["layer4.1.bn2.weight"], weights["layer4.1.bn2.weight"])
     assert found["bn1.num_batches_tracked"] == 0
 
@@ -180,7 +180,7 @@ def test_other_files_are_refused(tmp_path: Path, content: Any, match: str) -> No
     else:
         torch.save(content, path)
     with pytest.raises(ValueError, match=match):
-        nh.encoders.resnet18_trunk(path)
+        nh.encoders.ResNet18(path)
 
 
 def test_truncated_other_sized_and_missing_checkpoints(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -188,18 +188,63 @@ def test_truncated_other_sized_and_missing_checkpoints(weights: dict[str, torch.
     with pytest.raises(
         FileNotFoundError, match=r"Expected the checkpoint tenpercent_resnet18\.ckpt at .*, found no file"
     ):
-        nh.encoders.resnet18_trunk(path)
+        nh.encoders.ResNet18(path)
     torch.save(lightning(weights), path)
     path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(ValueError, match="cannot be read safely"):
-        nh.encoders.resnet18_trunk(path)
+        nh.encoders.ResNet18(path)
     torch.save(lightning(weights | {"conv1.weight": torch.zeros(64, 1, 7, 7)}), path)
     with pytest.raises(
         ValueError, match=r"1 needed ones are missing or have another shape, e\.g\. \['conv1\.weight'\]"
     ):
-        nh.encoders.resnet18_trunk(path)
+        nh.encoders.ResNet18(path)
 
 
 def test_trunk_gives_feature_maps() -> None:
-    maps = nh.encoders.resnet18_trunk()(torch.zeros(2, 3, 64, 64))
+    maps = nh.encoders.ResNet18().trunk()(torch.zeros(2, 3, 64, 64))
     assert maps.shape == (2, 512, 2, 2)
+
+
+def test_random_weights_are_trained_only_and_drawn_anew(patches: np.ndarray) -> None:
+    encoder = get("resnet18")
+    with pytest.raises(ValueError, match=r"random weights: pass checkpoint='tenpercent_resnet18\.ckpt', or train it"):
+        encoder(patches)
+    torch.manual_seed(0)
+    first, second = (encoder.trunk().resnet.conv1.weight for _ in range(2))
+    torch.manual_seed(0)
+    assert torch.equal(first, encoder.trunk().resnet.conv1.weight)
+    assert not torch.equal(first, second)
+
+
+def test_checkpoint_as_a_frozen_encoder_gives_the_mean_of_the_maps(
+    tmp_path: Path, patches: np.ndarray
+) -> None:
+    torch.save(lightning(trunk_state()), tmp_path / "tenpercent_resnet18.ckpt")
+    encoder = nh.encoders.ResNet18(tmp_path / "tenpercent_resnet18.ckpt")
+    with torch.no_grad():
+        maps = encoder.trunk().eval()(torch.from_numpy(patches).permute(0, 3, 1, 2) / 255)
+    assert encoder(patches).shape == (3, encoder.dim) == (3, 512)
+    assert np.allclose(encoder(patches), maps.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
+    assert encoder.weights_hash != "random"
+
+
+def test_images_are_scaled_as_for_imagenet() -> None:
+    trunk = nh.encoders.ResNet18().trunk()
+    trunk.features = lambda scaled: scaled  # type: ignore[method-assign]
+    found = trunk(torch.tensor([0, 128, 255]).reshape(1, 3, 1, 1) / 255).flatten().numpy()
+    assert np.allclose(
+        found, (np.array([0, 128, 255]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], atol=1e-6
+    )
+
+
+def test_a_trunk_starts_as_the_frozen_encoder_and_is_a_copy(patches: np.ndarray) -> None:
+    encoder = get()
+    trunk = encoder.trunk().train()
+    images = torch.from_numpy(patches).permute(0, 3, 1, 2) / 255
+    found = trunk(images)
+    assert np.allclose(found.detach().numpy(), encoder(patches), atol=1e-3)  # norms keep their statistics in training
+    found.sum().backward()
+    assert trunk.network.conv_stem.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        trunk.network.conv_stem.weight.zero_()
+    assert encoder.frozen.network.conv_stem.weight.abs().sum() > 0

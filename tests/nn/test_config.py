@@ -10,8 +10,8 @@ from nh2st_scverse.nn import Config
 
 def test_presets_differ_and_take_changes() -> None:
     default, paper = Config.preset(), Config.preset("paper", max_epochs=3)
-    assert (default.name, default.context, default.encoder) == ("default", True, "frozen")
-    assert (paper.name, paper.context, paper.encoder, paper.max_epochs) == ("paper", False, "resnet18", 3)
+    assert (default.name, default.context, default.fine_tune) == ("default", True, False)
+    assert (paper.name, paper.context, paper.fine_tune, paper.max_epochs) == ("paper", False, True, 3)
 
 
 @pytest.mark.parametrize("config", [Config(), Config.preset("paper"), Config.preset(fields=(1.0, 4.0), dropout=0.1)])
@@ -46,7 +46,14 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], match: str) -
         Config.preset(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"ridge": 0.5}, {"n_components": 8}, {"fields": (1.0, 2.0)}])
+@pytest.mark.parametrize("settings", [{"ridge": 0.5}, {"standardise": "section"}, {"fields": (1.0, 2.0)}])
 def test_a_trained_encoder_has_no_parts_for_given_features(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="A trained encoder has one field of view"):
         Config.preset("paper", scale_target=True, **settings)
+
+
+def test_fine_tuning_changes_what_it_must() -> None:
+    tuned = Config.preset(fine_tune=True, batch_size=16)
+    assert (tuned.fields, tuned.standardise, tuned.ridge, tuned.batch_size) == ((1.0,), "none", 0.0, 16)
+    assert tuned.n_components == Config.preset().n_components
+    assert Config.preset("paper", fine_tune=True) == Config.preset("paper")

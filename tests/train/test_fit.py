@@ -27,8 +27,11 @@ import nh2st_scverse as nh
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.nn.member import ridge_inputs
+from nh2st_scverse.train import best as best_module
 from nh2st_scverse.train import fit
-from nh2st_scverse.train.fit import KeepBest, fit_member, gene_pearson, principal_components, section_pearson
+from nh2st_scverse.train.best import Best, KeepBest
+from nh2st_scverse.train.fit import fit_member, principal_components
+from nh2st_scverse.train.scores import gene_pearson, section_pearson
 from nh2st_scverse.train.spots import section_features, stack
 from nh2st_scverse.train.task import Task, predict_batch
 
@@ -147,20 +150,21 @@ def test_constants_have_no_or_no_good_correlation(sections: list[Section]) -> No
         assert math.isnan(section_pearson(torch.randn(20, 12), held, torch.arange(20)))
 
 
-def epochs(scores: list[float], patience: int, monkeypatch: pytest.MonkeyPatch) -> tuple[KeepBest, Member, list[bool]]:
+def epochs(scores: list[float], patience: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Best, Member, list[bool]]:
     """Run the callback through epochs of given validation scores; in epoch i all weights are i."""
     member = Member(Config.preset(embedding=4, heads=1, hidden=4, bottleneck=4), 3, 3, 2)
-    task = Task(member, SimpleNamespace(), SimpleNamespace(), steps=1)
-    best = KeepBest(torch.arange(2), patience)
+    best = Best(patience)
+    task = Task(member, SimpleNamespace(), SimpleNamespace(), best)
+    callback = KeepBest(torch.arange(2))
     stops = []
     for i, score in enumerate(scores):
         for p in member.parameters():
             torch.nn.init.constant_(p, float(i))
-        monkeypatch.setattr(fit, "section_pearson", lambda *_, s=score: s)
+        monkeypatch.setattr(best_module, "section_pearson", lambda *_, s=score: s)
         task.predicted = [torch.full((2, 2), float(i))]
         task.epoch_terms = [{"mse": torch.tensor(1.0 + i)}, {"mse": torch.tensor(2.0 + i)}]
-        trainer = SimpleNamespace(current_epoch=i, should_stop=False)
-        best.on_validation_epoch_end(trainer, task)
+        trainer = SimpleNamespace(current_epoch=i, should_stop=False, max_epochs=9)
+        callback.on_validation_epoch_end(trainer, task)
         stops.append(trainer.should_stop)
     return best, member, stops
 
@@ -232,7 +236,8 @@ def test_a_trained_trunk_depends_on_the_seed_alone(patch_sections: list[Section]
 
     def model(seed: int) -> nh.NH2ST:
         genes = [str(i) for i in range(12)]
-        return nh.NH2ST.fit(patch_sections, ["a", "b"], genes, config, unit="u", patch_um=75.0, seed=seed)
+        given = {"unit": "u", "patch_um": 75.0, "encoder": nh.encoders.get("resnet18"), "seed": seed}
+        return nh.NH2ST.fit(patch_sections, ["a", "b"], genes, config, **given)
 
     before = torch.get_num_threads()
     try:
@@ -270,7 +275,7 @@ def test_nothing_is_printed_warned_or_left_behind(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit_member(sections[:1], held_out(sections[1]), Config.preset(max_epochs=2, **small))
-        config = Config.preset("paper", max_epochs=2, encoder="frozen", **small)
+        config = Config.preset("paper", max_epochs=2, fine_tune=False, **small)
         fit_member(sections[:1], held_out(sections[1]), config)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")

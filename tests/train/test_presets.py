@@ -10,7 +10,6 @@ import pytest
 from spatialdata import SpatialData
 
 import nh2st_scverse as nh
-from nh2st_scverse.tl import _prepare
 
 TERMS = {"mse", "query_contrast", "neighbour_contrast", "loss", "validation_pearson"}
 
@@ -79,9 +78,11 @@ def test_paper_preset_trains_and_predicts_with_the_whole_resnet18(few: SpatialDa
         nh.tl.evaluate(few)
 
 
-def test_paper_preset_learns(few: SpatialData, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_prepare, "TRUNK_SIZE", 32)  # px: quick
-    model = nh.tl.train(few, preset="paper", n_genes=10, max_epochs=6, lr=0.005, n_members=1, progress=False, **small)
+def test_paper_preset_learns(few: SpatialData, small: dict[str, Any]) -> None:
+    encoder = nh.encoders.ResNet18()
+    encoder.input_size = 32  # px: quick
+    settings = {"n_genes": 10, "max_epochs": 6, "lr": 0.005, "n_members": 1, **small}
+    model = nh.tl.train(few, preset="paper", encoder=encoder, progress=False, **settings)
     mse = model.history["mse"].to_numpy()
     assert mse[-1] < 0.5 * mse[0]
 

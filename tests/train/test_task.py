@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from nh2st_scverse.data.section import Section
+from nh2st_scverse.encoders._torch import as_images
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train import fit, task
 from nh2st_scverse.train.fit import fit_member
 from nh2st_scverse.train.spots import Spots, stack
-from nh2st_scverse.train.task import encode_once, flip, one_cycle, predict_batch, trunk_input
+from nh2st_scverse.train.task import encode_once, flip, one_cycle, predict_batch
 
 
 class Trunk(nn.Module):
@@ -48,7 +49,7 @@ def test_each_patch_passes_the_trunk_once(tiny: tuple[Member, Spots]) -> None:
     different = len(set(spots.nodes[batch].flatten().tolist()))
     assert member.trunk.calls == [different]
     assert different < spots.nodes[batch].numel()  # neighbourhoods overlap
-    direct = member.trunk(trunk_input(spots.inputs[spots.nodes[batch].flatten()], False))
+    direct = member.trunk(as_images(spots.inputs[spots.nodes[batch].flatten()]))
     assert torch.allclose(inputs[local].flatten(0, 1), direct, atol=1e-6)
 
 
@@ -63,7 +64,7 @@ def test_gradients_equal_those_of_encoding_every_node_separately(tiny: tuple[Mem
         return list(torch.autograd.grad(loss, list(member.parameters())))
 
     def as_double(x: torch.Tensor) -> torch.Tensor:
-        return trunk_input(x, False).double()
+        return as_images(x).double()
 
     needed, local = nodes.unique(return_inverse=True)
     once = gradients(member.trunk(as_double(spots.inputs[needed])), local)
@@ -74,7 +75,7 @@ def test_gradients_equal_those_of_encoding_every_node_separately(tiny: tuple[Mem
     assert torch.allclose(found, expected, rtol=1e-8, atol=1e-12)
     ours, positions = encode_once(member.float(), spots, nodes)
     assert torch.equal(positions, local)
-    assert torch.allclose(ours, member.trunk(trunk_input(spots.inputs[needed], False)))
+    assert torch.allclose(ours, member.trunk(as_images(spots.inputs[needed])))
 
 
 def test_prediction_takes_a_few_patches_at_a_time(tiny: tuple[Member, Spots], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,13 +103,6 @@ def test_the_trunk_is_trained_in_training_mode(patch_sections: list[Section], sm
     assert np.isfinite(history[0]["loss"])
     spots = stack(patch_sections, standardise=False)
     assert fit._prepare(spots, config, trunk).trunk.training
-
-
-def test_patches_are_scaled_as_for_imagenet() -> None:
-    patches = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
-    found = trunk_input(patches, False).flatten()
-    expected = (np.array([0, 128, 255]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    assert np.allclose(found, expected, atol=1e-6)
 
 
 def test_augmentation_is_one_of_the_eight_turns_and_flips() -> None:

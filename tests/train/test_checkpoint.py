@@ -1,0 +1,117 @@
+"""Training that is killed goes on, and gives what it would have given."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from spatialdata import SpatialData
+
+import nh2st_scverse as nh
+from nh2st_scverse.train.checkpoint import claim
+
+SCRIPT = '''
+import os, signal, sys
+sys.path[:0] = {paths!r}
+import lightning as L
+import nh2st_scverse as nh
+from test_checkpoint import settings
+
+class Die(L.Callback):
+    """In the middle of an epoch."""
+    def on_train_batch_end(self, trainer, *rest):
+        if trainer.current_epoch == 3 and trainer.global_step % 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    nh.tl.train(
+        nh.datasets.synthetic(width_um=1200, n_sections=2), checkpoint_dir={folder!r},
+        trainer_kwargs={{"callbacks": [Die()]}}, **settings({preset!r}),
+    )
+'''
+
+
+class Quarters:
+    """Mean and spread of the colours of the quarters of a patch."""
+
+    name, input_size, dim, weights_hash = "quarters", 16, 24, "none"
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        quarters = (patches / 255).reshape(len(patches), 2, 8, 2, 8, 3)
+        return np.concatenate([f(quarters, axis=(2, 4)).reshape(len(patches), -1) for f in (np.mean, np.std)], axis=1)
+
+
+def settings(preset: str) -> dict[str, Any]:
+    """A training of a moment, with dropout, early stopping, an ensemble, and a trunk in preset "paper"."""
+    small = {"embedding": 16, "hidden": 16, "bottleneck": 16, "heads": 2}
+    common = {"n_genes": 8, "progress": False, "preset": preset, **small}
+    if preset == "default":
+        return common | {"encoder": Quarters(), "max_epochs": 6, "batch_size": 32, "patience": 2, "lr": 0.02}
+    encoder = nh.encoders.ResNet18()
+    encoder.input_size = 32
+    return common | {"encoder": encoder, "max_epochs": 4, "n_members": 1, "batch_size": 32}
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_a_killed_training_goes_on_to_the_same_model(preset: str, sdata: SpatialData, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    script = tmp_path / "train.py"
+    paths = [str(Path(nh.__file__).parents[1]), str(Path(__file__).parent)]
+    script.write_text(SCRIPT.format(paths=paths, folder=str(folder), preset=preset))
+    killed = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = torch.load(folder / "member_0.ckpt", weights_only=True)
+    assert left["epoch"] == 2
+
+    model = nh.tl.train(sdata, checkpoint_dir=folder, resume=True, **settings(preset))
+    whole = nh.tl.train(sdata, **settings(preset))
+    assert model.identifier == whole.identifier  # a hash of the weights
+    assert np.array_equal(model.history, whole.history)
+    assert model.scores.equals(whole.scores)
+
+    again = nh.tl.train(sdata, checkpoint_dir=folder, resume=True, **settings(preset))  # nothing is left to do
+    assert again.identifier == whole.identifier
+    assert np.array_equal(again.history, whole.history)
+
+
+def test_a_folder_belongs_to_one_training(sdata: SpatialData, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    given = settings("default") | {"max_epochs": 1, "n_members": 1}
+    nh.tl.train(sdata, checkpoint_dir=folder, resume=True, **given)  # nothing to go on with: it begins
+    assert sorted(path.name for path in folder.iterdir()) == ["member_0.ckpt", "training.json"]
+    with pytest.raises(FileExistsError, match="pass resume=True to go on with the training in it, or choose another"):
+        nh.tl.train(sdata, checkpoint_dir=folder, **given)
+    with pytest.raises(ValueError, match=r"holds a training with other seed: found seed 0, now 1\. Repeat the call"):
+        nh.tl.train(sdata, checkpoint_dir=folder, resume=True, seed=1, **given)
+    with pytest.raises(ValueError, match="other config, data, genes: found config"):
+        nh.tl.train(sdata, checkpoint_dir=folder, resume=True, **given | {"n_genes": 7, "dropout": 0.1})
+    (folder / "training.json").write_text("{")
+    with pytest.raises(ValueError, match="holds no training"):
+        nh.tl.train(sdata, checkpoint_dir=folder, resume=True, **given)
+
+
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError):
+        claim(tmp_path, {"seed": 0}, resume=False)
+    with pytest.raises(ValueError, match="holds no training"):
+        claim(tmp_path, {"seed": 0}, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_cross_fitting_leaves_a_folder_for_each_fold(tmp_path: Path) -> None:
+    sdata = nh.datasets.synthetic(width_um=1200, n_sections=3)
+    given = settings("default") | {"max_epochs": 2, "n_members": 1, "checkpoint_dir": tmp_path / "folds"}
+    nh.tl.predict_expression(sdata, **given)
+    first = sdata["table"].layers["nh2st"].copy()
+    assert sorted(path.name for path in (tmp_path / "folds").iterdir()) == ["fold_0", "fold_1", "fold_2"]
+    assert json.loads((tmp_path / "folds" / "fold_1" / "training.json").read_text())["seed"] == 0
+    nh.tl.predict_expression(sdata, resume=True, **given)
+    assert np.array_equal(first, sdata["table"].layers["nh2st"], equal_nan=True)
