@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
@@ -195,6 +196,7 @@ def fit(
 @contextmanager
 def progress_bar(name: str, show: bool) -> Iterator[Callable[[dict[str, float], int, int, int], None]]:
     """One line for a whole training: epochs, time left at most, terms of the loss, correlation on held-out tissue."""
+    show = show and rank_zero_only.rank == 0
     with tqdm(desc=name, unit="epoch", mininterval=0.5, dynamic_ncols=True, disable=not show) as bar:
 
         def on_epoch(row: dict[str, float], epochs: int, member: int, members: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
 
 from nh2st_scverse.data.section import Section
 
@@ -31,6 +32,7 @@ class SaveEpochs(L.Callback):
             os.replace(new, self.path)
 
 
+@rank_zero_only
 def claim(folder: Path, about: dict[str, Any], *, resume: bool) -> None:
     """Make a folder the place of a training, or check that it is.
 

@@ -75,6 +75,11 @@ def fit_member(
     The member with its best weights, its predictions of the held-out spots (one array for each section), and the
     history.
     """
+    if "spawn" in str((trainer_kwargs or {}).get("strategy")):
+        raise ValueError(
+            "Strategies that spawn processes are not supported: expected strategy='ddp' in a script, or 'ddp_notebook' "
+            "in a notebook."
+        )
     standardise = config.standardise == "section"
     spots = stack(train, standardise=standardise)
     held = stack([section for section, _ in held_out], standardise=standardise)

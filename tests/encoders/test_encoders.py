@@ -216,9 +216,7 @@ def test_random_weights_are_trained_only_and_drawn_anew(patches: np.ndarray) -> 
     assert not torch.equal(first, second)
 
 
-def test_checkpoint_as_a_frozen_encoder_gives_the_mean_of_the_maps(
-    tmp_path: Path, patches: np.ndarray
-) -> None:
+def test_checkpoint_as_a_frozen_encoder_gives_the_mean_of_the_maps(tmp_path: Path, patches: np.ndarray) -> None:
     torch.save(lightning(trunk_state()), tmp_path / "tenpercent_resnet18.ckpt")
     encoder = nh.encoders.ResNet18(tmp_path / "tenpercent_resnet18.ckpt")
     with torch.no_grad():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch_geometric.nn as geometric
 
 from nh2st_scverse.nn import HypergraphConv, incidence
 from nh2st_scverse.nn.hypergraph import HypergraphEncoder, masked_mean
@@ -92,7 +93,6 @@ def test_convolution_equals_loops_over_nodes_and_hyperedges() -> None:
 
 
 def test_convolution_equals_torch_geometric() -> None:
-    geometric = pytest.importorskip("torch_geometric.nn")
     h = (torch.rand(1, K, K, generator=torch.Generator().manual_seed(0)) < 0.4).float()  # any hypergraph
     x = torch.randn(1, K, D, generator=torch.Generator().manual_seed(1))
     ours, theirs = HypergraphConv(D, 4), geometric.HypergraphConv(D, 4)
