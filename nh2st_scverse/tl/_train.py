@@ -196,7 +196,7 @@ def fit(
 @contextmanager
 def progress_bar(name: str, show: bool) -> Iterator[Callable[[dict[str, float], int, int, int], None]]:
     """One line for a whole training: epochs, time left at most, terms of the loss, correlation on held-out tissue."""
-    show = show and rank_zero_only.rank == 0
+    show = show and getattr(rank_zero_only, "rank", 0) == 0  # of several processes one tells
     with tqdm(desc=name, unit="epoch", mininterval=0.5, dynamic_ncols=True, disable=not show) as bar:
 
         def on_epoch(row: dict[str, float], epochs: int, member: int, members: int) -> None:

@@ -50,8 +50,8 @@ def make_folds(
     patch_um
         Side of the largest field of view, in µm.
     max_folds
-        None: as many folds as groups, or as blocks. Fewer folds than blocks leave some blocks in no fold, a single
-        fold leaves half of the groups in none.
+        None: as many folds as groups, or as blocks. Fewer folds than blocks leave some blocks in no fold; a single
+        fold holds out a quarter of the groups, at least one.
     seed
         Which groups share a fold.
     strict
@@ -74,7 +74,8 @@ def make_folds(
     )
     folds = []
     n_folds = min(len(names), max_folds or len(names))
-    for part in np.array_split(np.asarray(order), max(n_folds, 2))[:n_folds]:
+    n_parts = n_folds if n_folds > 1 else min(len(names), N_BLOCKS)
+    for part in np.array_split(np.asarray(order), n_parts)[:n_folds]:
         held = {names[i] for i in part}
         stay = [i for i, group in enumerate(groups) if group not in held]
         n_left = sum(int(sections[i].usable.sum()) for i in stay)
