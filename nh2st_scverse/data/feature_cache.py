@@ -75,7 +75,7 @@ class FeatureCache:
             return None
         try:
             array = zarr.open_array(self.path, mode="r+")
-            if (array.shape, array.chunks, array.dtype) == (shape, chunks, np.float32):
+            if array.shape == shape and array.chunks == chunks and array.dtype == np.dtype(np.float32):
                 return array
         except Exception as error:  # whatever a damaged store leads to
             logger.warning("%s cannot be read (%s): encoding anew.", self.path, error)

@@ -129,9 +129,9 @@ class Pixels:
         if self.lazy:
             self.edges = [np.cumsum((0, *sizes)) for sizes in self.image.data.chunks[:0:-1]]  # x, y
             self.due = Counter(c for corners, side in windows for corner in corners for c in self._under(corner, side))
-            self.held: dict[tuple[int, int], np.ndarray] = {}
+            self.held: dict[tuple[int, ...], np.ndarray] = {}
 
-    def _under(self, corner: np.ndarray, side: int) -> list[tuple[int, int]]:
+    def _under(self, corner: np.ndarray, side: int) -> list[tuple[int, ...]]:
         """Chunks (column, row) under a window."""
         ranges = []
         for start, edges in zip(corner, self.edges, strict=True):
