@@ -13,7 +13,7 @@ from xarray import DataArray, DataTree
 
 from nh2st_scverse._constants import MICRONS_SUFFIX, VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import check_positive
+from nh2st_scverse._validators import check_positive, choose_key
 
 XY = ("x", "y")
 
@@ -134,12 +134,7 @@ def locate(
     shapes = sdata.shapes[shapes_key]
     image_key = _choose_image(sdata, shapes_key, image_key)
     arrays = image_levels(sdata.images[image_key])
-    if arrays[0].sizes["c"] not in (3, 4):
-        raise ValueError(
-            f"Expected an RGB image (3 channels), found {arrays[0].sizes['c']} in {image_key!r}: is it H&E? "
-            "Available images: "
-            f"{list(sdata.images)}; pass image_key=."
-        )
+    _check_rgb(arrays[0], image_key, sdata)
     shared = sorted(_systems(shapes) & _systems(arrays[0]))
 
     coordinates = shapes.geometry.centroid.get_coordinates().to_numpy(dtype=float)  # (n, 2)
@@ -167,6 +162,54 @@ def locate(
         scale = np.sqrt(abs(np.linalg.det(to_system[:2, :2]))) / base
         levels.append(Level(array, np.linalg.inv(to_system) @ _affine(shapes, shared[0]), microns * scale))
     return Geometry(image_key, tuple(levels), coordinates, shapes.index.to_numpy(), source)
+
+
+def locate_image(
+    sdata: SpatialData, *, image_key: str | None = None, microns_per_pixel: float | None = None
+) -> Geometry:
+    """The geometry of an image without spots; its coordinates are pixels of the finest level.
+
+    Parameters
+    ----------
+    sdata
+        The object.
+    image_key
+        Image in ``sdata.images``; None takes the only one, or the finest of several copies of one picture.
+    microns_per_pixel
+        Of the full resolution of the image, when no coordinate system ending in ``microns`` tells.
+
+    Raises
+    ------
+    KeyError
+        No image, or several different ones.
+    ValueError
+        µm per pixel is unknown, or the image is not RGB.
+    """
+    if (
+        image_key is None
+        and len(sdata.images) > 1
+        and _copies(sdata, list(sdata.images), set(sdata.coordinate_systems))
+    ):
+        image_key = max(sdata.images, key=lambda k: image_levels(sdata.images[k])[0].sizes["x"])
+    image_key = choose_key(sdata.images, image_key, what="images", argument="image_key")
+    arrays = image_levels(sdata.images[image_key])
+    _check_rgb(arrays[0], image_key, sdata)
+    microns, source = _microns_per_pixel(arrays[0], np.empty((0, 2)), microns_per_pixel, image_key)
+    system = min(_systems(arrays[0]))
+    base = _affine(arrays[0], system)
+    levels = []
+    for array in arrays:
+        from_base = np.linalg.inv(_affine(array, system)) @ base
+        levels.append(Level(array, from_base, microns / np.sqrt(abs(np.linalg.det(from_base[:2, :2])))))
+    return Geometry(image_key, tuple(levels), np.empty((0, 2)), np.empty(0), source)
+
+
+def _check_rgb(array: DataArray, image_key: str, sdata: SpatialData) -> None:
+    if array.sizes["c"] not in (3, 4):
+        raise ValueError(
+            f"Expected an RGB image (3 channels), found {array.sizes['c']} in {image_key!r}: is it H&E? "
+            f"Available images: {list(sdata.images)}; pass image_key=."
+        )
 
 
 def _choose_image(sdata: SpatialData, shapes_key: str, image_key: str | None) -> str:

@@ -63,6 +63,48 @@ def neighbourhoods(xy: np.ndarray, spacing: float, usable: np.ndarray, n_nodes: 
     return Neighbours(nodes, mask, ((xy[nodes] - xy[:, None]) / spacing).astype(np.float32))
 
 
+def thinned_neighbourhoods(
+    xy: np.ndarray, spacing: float, usable: np.ndarray, part: np.ndarray, n_nodes: int = N_NODES
+) -> Neighbours:
+    """Neighbourhoods among the spots of the same part, for grids that are denser than the one a model knows.
+
+    Parameters
+    ----------
+    xy, spacing, usable, n_nodes
+        As in :func:`neighbourhoods`; `spacing` is that within a part.
+    part
+        (n,) part of each spot, from :func:`interleave`.
+    """
+    own = np.arange(len(xy))[:, None]
+    nodes = np.repeat(own, n_nodes, axis=1)
+    mask = np.zeros(nodes.shape, dtype=bool)
+    mask[:, 0] = True
+    offsets = np.zeros((*nodes.shape, 2), dtype=np.float32)
+    for one in np.unique(part):
+        members = np.flatnonzero(part == one)
+        k = min(n_nodes, int(usable[members].sum()))  # a small piece of tissue has few spots in each part
+        if k == 0:
+            continue
+        found = neighbourhoods(xy[members], spacing, usable[members], k)
+        nodes[members, :k], mask[members, :k], offsets[members, :k] = members[found.nodes], found.mask, found.offsets
+    return Neighbours(nodes, mask, offsets)
+
+
+def interleave(rows: np.ndarray, cols: np.ndarray, factor: int) -> np.ndarray:
+    """Cut a grid into ``factor ** 2`` interleaved ones, each `factor` times as wide: (n,) part of each spot.
+
+    Parameters
+    ----------
+    rows, cols
+        (n,) place in the array; columns by twos where it is hexagonal, as on a Visium slide.
+    factor
+        How many times wider.
+    """
+    if ((rows + cols) % 2 == 0).all():  # hexagonal: along its two axes
+        cols = (cols - rows) // 2
+    return np.asarray((rows % factor) * factor + cols % factor)
+
+
 def spatial_blocks(xy: np.ndarray, n_blocks: int) -> np.ndarray:
     """Cut a section into compact blocks of equal size: (n,) block of each spot.
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import TypeVar
 
+import dask
+import dask.array as da
 import numpy as np
 from PIL import Image
 from xarray import DataArray
 
 from nh2st_scverse.data.geometry import Geometry, Level, apply_affine
 
-BLOCK = 2048  # px: pixels are read in blocks of this size, so memory does not grow with the slide
-BATCH = 64
+BLOCK = 2048  # px: patches are cut block by block of the image, so that neighbouring ones use the same pixels
+BATCH = 64  # patches
+HELD = 2**29  # bytes of pixels kept for later patches at most, however large the slide
 BACKGROUND = 255  # glass, beyond the border of the image
+
+T = TypeVar("T")
 
 
 def best_level(geometry: Geometry, size_um: float, size_px: int) -> Level:
@@ -49,22 +58,128 @@ def iter_patches(
     ------
     (b,) positions of spots and (b, size_px, size_px, 3) uint8 patches. Beyond the image patches are white.
     """
-    level = best_level(geometry, size_um, size_px)
-    centres = apply_affine(level.from_shapes, geometry.coordinates[spots])  # (m, 2) x, y
-    side = max(1, round(size_um / level.microns_per_pixel))
-    corners = np.round(centres - side / 2).astype(int)
-    blocks = corners // BLOCK
-    for block in np.unique(blocks, axis=0):
-        inside = np.flatnonzero((blocks == block).all(axis=1))
-        start = corners[inside].min(axis=0)
-        pixels = read_pixels(level.array, start, corners[inside].max(axis=0) + side)  # (h, w, 3)
-        for some in np.array_split(inside, np.ceil(len(inside) / BATCH)):
-            patches = np.empty((len(some), size_px, size_px, 3), dtype=np.uint8)
-            for patch, (x, y) in zip(patches, corners[some] - start, strict=True):
-                cut = Image.fromarray(np.ascontiguousarray(pixels[y : y + side, x : x + side]))
-                # bicubic with Pillow's support scaled to the reduction: no aliasing
-                patch[:] = np.asarray(cut.resize((size_px, size_px), Image.Resampling.BICUBIC))
-            yield spots[some], patches
+    some = batches(geometry, spots, size_um=size_um, size_px=size_px)
+    yield from zip(some, cut(geometry, [(batch, size_um) for batch in some], size_px=size_px), strict=True)
+
+
+def batches(geometry: Geometry, spots: np.ndarray, *, size_um: float, size_px: int) -> list[np.ndarray]:
+    """Spots (m,) in batches of nearly equal size, block by block of the level that `size_um` is cut from.
+
+    They depend on where spots are, not on their order.
+    """
+    if not len(spots):
+        return []
+    xy = apply_affine(best_level(geometry, size_um, size_px).from_shapes, geometry.coordinates[spots])
+    block = xy // BLOCK
+    order = spots[np.lexsort((xy[:, 1], xy[:, 0], block[:, 1], block[:, 0]))]
+    return np.array_split(order, np.ceil(len(order) / BATCH))
+
+
+def cut(geometry: Geometry, work: Sequence[tuple[np.ndarray, float]], *, size_px: int) -> Iterator[np.ndarray]:
+    """Cut batches of patches, each from the pyramid level that fits its size.
+
+    Every chunk of the image is read once, when the first patch needs it, and kept until the last one has it: several
+    fields of view that come from one level share its pixels.
+
+    Parameters
+    ----------
+    geometry
+        Where the spots are.
+    work
+        (b,) positions of spots, and the side of their patches in µm, for each batch.
+    size_px
+        Side of the returned patches in pixels.
+
+    Yields
+    ------
+    (b, size_px, size_px, 3) uint8 for each batch.
+    """
+    windows = []  # of each batch: level, (b, 2) upper left corners, side in px
+    for spots, size_um in work:
+        level = best_level(geometry, size_um, size_px)
+        side = max(1, round(size_um / level.microns_per_pixel))
+        centres = apply_affine(level.from_shapes, geometry.coordinates[spots])  # (b, 2) x, y
+        windows.append((level, np.round(centres - side / 2).astype(int), side))
+    pixels = {
+        id(level): Pixels(level.array, [(corners, side) for at, corners, side in windows if at is level])
+        for level, _, _ in windows
+    }
+    for level, corners, side in windows:
+        patches = np.empty((len(corners), size_px, size_px, 3), dtype=np.uint8)
+        for patch, window in zip(patches, pixels[id(level)].read(corners, side), strict=True):
+            # bicubic with Pillow's support scaled to the reduction: no aliasing
+            patch[:] = np.asarray(Image.fromarray(window).resize((size_px, size_px), Image.Resampling.BICUBIC))
+        yield patches
+
+
+class Pixels:
+    """Windows of an image, in an order known beforehand.
+
+    Parameters
+    ----------
+    image
+        (c, y, x), lazy or in memory.
+    windows
+        Upper left corners (b, 2) in x, y, and side, of every batch that will be read.
+    """
+
+    def __init__(self, image: DataArray, windows: Iterable[tuple[np.ndarray, int]]) -> None:
+        self.image = image.transpose("c", "y", "x")
+        self.lazy = isinstance(self.image.data, da.Array)
+        if self.lazy:
+            self.edges = [np.cumsum((0, *sizes)) for sizes in self.image.data.chunks[:0:-1]]  # x, y
+            self.due = Counter(c for corners, side in windows for corner in corners for c in self._under(corner, side))
+            self.held: dict[tuple[int, ...], np.ndarray] = {}
+
+    def _under(self, corner: np.ndarray, side: int) -> list[tuple[int, ...]]:
+        """Chunks (column, row) under a window."""
+        ranges = []
+        for start, edges in zip(corner, self.edges, strict=True):
+            low, high = max(start, 0), min(start + side, edges[-1])
+            if low >= high:
+                return []
+            ranges.append(range(np.searchsorted(edges, low, "right") - 1, np.searchsorted(edges, high, "left")))
+        return list(product(*ranges))
+
+    def read(self, corners: np.ndarray, side: int) -> Iterator[np.ndarray]:
+        """The windows (side, side, 3) of a batch, uint8; what lies beyond the image is white."""
+        if not self.lazy:
+            for corner in corners:
+                yield read_pixels(self.image, corner, corner + side)
+            return
+        under = [self._under(corner, side) for corner in corners]
+        lacking = [chunk for chunk in dict.fromkeys(c for chunks in under for c in chunks) if chunk not in self.held]
+        blocks = self.image.data.blocks
+        for chunk, pixels in zip(lacking, dask.compute(*(blocks[:, y, x] for x, y in lacking)), strict=True):
+            self.held[chunk] = to_uint8(pixels.transpose(1, 2, 0))
+        for corner, chunks in zip(corners, under, strict=True):
+            window = np.full((side, side, 3), BACKGROUND, dtype=np.uint8)
+            for x, y in chunks:
+                origin = np.array([self.edges[0][x], self.edges[1][y]])
+                pixels = self.held[x, y]
+                low = np.maximum(corner, origin)
+                high = np.minimum(corner + side, origin + pixels.shape[1::-1])
+                (left, top), (right, bottom) = low - corner, high - corner
+                (x0, y0), (x1, y1) = low - origin, high - origin
+                window[top:bottom, left:right] = pixels[y0:y1, x0:x1]
+            yield window
+        self.due.subtract(chunk for chunks in under for chunk in chunks)
+        self.held = {chunk: pixels for chunk, pixels in self.held.items() if self.due[chunk] > 0}
+        while sum(pixels.nbytes for pixels in self.held.values()) > HELD:  # oldest first; read again if need be
+            del self.held[next(iter(self.held))]
+
+
+def ahead(items: Iterator[T], n: int = 3) -> Iterator[T]:
+    """The same items, made by a thread while the caller works on those before; at most `n` wait."""
+    end = object()
+    pool = ThreadPoolExecutor(1)
+    try:
+        waiting = deque(pool.submit(next, items, end) for _ in range(n))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_pixels(image: DataArray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ what you have                          how to read it
 h5ad with ``obsm["spatial"]`` + image  :func:`from_anndata`
 legacy Spatial Transcriptomics files   :func:`spatial_transcriptomics`
 the her2st download                    :func:`her2st`
+an H&E slide without spots (svs, ...)  :func:`slide`
 Space Ranger output folder (Visium)    ``spatialdata_io.visium(path, fullres_image_file=...)``
 =====================================  ===========================================================================
 
@@ -31,5 +32,6 @@ from __future__ import annotations
 
 from nh2st_scverse.io._anndata import from_anndata
 from nh2st_scverse.io._legacy import her2st, spatial_transcriptomics
+from nh2st_scverse.io._slide import slide
 
-__all__ = ["from_anndata", "her2st", "spatial_transcriptomics"]
+__all__ = ["from_anndata", "her2st", "slide", "spatial_transcriptomics"]

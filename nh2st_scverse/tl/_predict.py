@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -15,13 +16,15 @@ from spatialdata.models import TableModel
 
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import check_name, check_one_of, choose_key
+from nh2st_scverse._validators import as_allowances, check_name, check_one_of, choose_key
+from nh2st_scverse.data.neighbours import interleave, thinned_neighbourhoods
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.encoders._torch import pick_device
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, principal_genes
 from nh2st_scverse.nn import Config
+from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
 from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, leave_features
 from nh2st_scverse.tl._train import DEVICES, choose_encoder, fit
 from nh2st_scverse.train.folds import Fold, make_folds
@@ -190,15 +193,28 @@ def _with_model(
     progress: bool,
 ) -> None:
     used = encoder_of(model, encoder)
-    annotated = sdata if any(t.uns.get("spatialdata_attrs") for t in sdata.tables.values()) else _annotated(sdata, keys)
-    if annotated is not sdata and table_added is None:
-        table_added = key_added  # nothing to add a layer to
+    annotated, new = sdata, None  # a grid that is made for a slide without spots
+    if not any(table.uns.get("spatialdata_attrs") for table in sdata.tables.values()):
+        annotated, new = _annotated(sdata, keys, model.spacing_um)
+        table_added = table_added or key_added  # nothing to add a layer to
+        keys = keys | {"table_key": None, "image_key": new[2] if new else keys["image_key"]}
+        keys["shapes_key"] = new[0] if new else keys["shapes_key"]
+        if new is not None:  # the grid was laid over tissue just now
+            keys["allow"] = as_allowances(keys["allow"]) | {"off_tissue"}
     prepared = collect(annotated, patch_um=model.patch_um, n_nodes=model.config.n_nodes, **keys)
+    table = prepared.tables[0]
+    if annotated is not sdata:
+        table.obsm["spatial"] = prepared.sections[0].geometry.pixels()
+    elif table_added is None and key_added in table.uns and key_added not in table.layers:
+        table_added = next(key for key, one in sdata.tables.items() if one is table)  # predicted before: replaced
     if table_added is None:
-        _check_free(prepared.tables[0], key_added)
-        _check_genes(model.genes, prepared.tables[0])
+        _check_free(table, key_added)
+        _check_genes(model.genes, table)
     for section in prepared.sections:
-        if abs(section.spacing_um / model.spacing_um - 1) > 0.25:
+        ratio = model.spacing_um / section.spacing_um
+        if ratio > 1.25 and _thin_out(section, annotated.shapes[section.name], ratio):
+            continue
+        if abs(1 / ratio - 1) > 0.25:
             logger.warning(
                 "Spots of %r are %.0f µm apart, those the model was trained on %.0f µm: is microns_per_pixel right?",
                 section.name,
@@ -209,7 +225,32 @@ def _with_model(
     predicted = [model.predict(section, pick_device(device)) for section in prepared.sections]
     scores = model.scores["pearson"].to_numpy()
     about = model.provenance() | {"cross_fitted": False}
-    _write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
+    if new is None:
+        _write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
+        return
+    add_grid(sdata, *new)
+    try:
+        _write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
+    except BaseException:
+        del sdata.shapes[new[0]]
+        raise
+
+
+def _thin_out(section: Section, shapes: gpd.GeoDataFrame, ratio: float) -> bool:
+    """Let a grid that is `ratio` times denser than the model's have neighbours at the model's distance.
+
+    False when the shapes are no grid of ``pp.grid``.
+    """
+    if not {"array_row", "array_col"} <= set(shapes.columns):
+        return False
+    at = shapes.loc[section.geometry.instances, ["array_row", "array_col"]].to_numpy()
+    factor = round(ratio)
+    part = interleave(at[:, 0], at[:, 1], factor)
+    n_nodes = section.neighbours.nodes.shape[1]
+    section.neighbours = thinned_neighbourhoods(
+        section.xy_um, factor * section.spacing_um, section.usable, part, n_nodes
+    )
+    return True
 
 
 def encoder_of(model: NH2ST, encoder: str | Encoder | None) -> Encoder | None:
@@ -228,16 +269,36 @@ def encoder_of(model: NH2ST, encoder: str | Encoder | None) -> Encoder | None:
     return used
 
 
-def _annotated(sdata: SpatialData, keys: dict[str, Any]) -> SpatialData:
-    """The same images and spots, with a table of the spots that has no genes."""
-    key = choose_key(sdata.shapes, keys["shapes_key"], what="shapes", argument="shapes_key")
-    index = sdata.shapes[key].index
+def _annotated(
+    sdata: SpatialData, keys: dict[str, Any], spacing_um: float
+) -> tuple[SpatialData, tuple[str, gpd.GeoDataFrame, str] | None]:
+    """The same images and spots, with a table of the spots that has no genes.
+
+    Without spots they are those of a new grid; its name, circles and image are returned too.
+    """
+    new = None
+    if not sdata.shapes and keys["shapes_key"] is None:
+        image_key = keys["image_key"]
+        if isinstance(image_key, Mapping):
+            raise KeyError(f"Expected image_key= to be one image of an object without spots, found {dict(image_key)}.")
+        circles, image_key = make_grid(
+            sdata, spacing_um=spacing_um, image_key=image_key, microns_per_pixel=keys["microns_per_pixel"]
+        )
+        taken = {name for _, name, _ in sdata.gen_elements()}
+        if GRID in taken:
+            raise ValueError(f"The grid would be called {GRID!r}, which is taken: call nh.pp.grid(key_added=) first.")
+        new = (GRID, circles, image_key)
+    shapes = {new[0]: new[1]} if new else dict(sdata.shapes)
+    key = choose_key(shapes, keys["shapes_key"], what="shapes", argument="shapes_key")
+    index = shapes[key].index
     obs = pd.DataFrame(
         {"region": pd.Categorical([key] * len(index)), "spot_id": index.to_numpy()}, index=index.astype(str)
     )
     obs.index.name = None
+    for column in {"array_row", "array_col"} & set(shapes[key].columns):
+        obs[column] = shapes[key][column].to_numpy()
     table = TableModel.parse(AnnData(obs=obs), region=key, region_key="region", instance_key="spot_id")
-    return SpatialData(images=dict(sdata.images), shapes={key: sdata.shapes[key]}, tables={"table": table})
+    return SpatialData(images=dict(sdata.images), shapes={key: shapes[key]}, tables={"table": table}), new
 
 
 def _check_free(table: AnnData, key: str) -> None:

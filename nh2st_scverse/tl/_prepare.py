@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from nh2st_scverse._constants import FEATURES, LOG_UNIT
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.expression import choose_genes, is_logged, log_normalise, matrix, measured, smooth, to_dense
+from nh2st_scverse.data.feature_cache import FeatureCache
 from nh2st_scverse.data.features import encode
 from nh2st_scverse.data.geometry import is_hexagonal
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches
@@ -121,11 +123,18 @@ def _groups(
 
 
 def add_images(
-    prepared: Prepared, config: Config, encoder: Encoder | None, *, patch_px: int = 0, progress: bool = True
+    prepared: Prepared,
+    config: Config,
+    encoder: Encoder | None,
+    *,
+    patch_px: int = 0,
+    progress: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> None:
     """Give every section its features, from the table when they are there and still fit.
 
-    Where the encoder is trained too, give it its patches, as large as the encoder wants them, or of `patch_px`.
+    Where the encoder is trained too, give it its patches, as large as the encoder wants them, or of `patch_px`. With
+    `cache_dir` finished batches of features are kept there: an interrupted encoding goes on where it stopped.
     """
     for section, table in zip(prepared.sections, prepared.tables, strict=True):
         if encoder is None or config.fine_tune:
@@ -134,11 +143,35 @@ def add_images(
         mark = fingerprint(section, encoder, prepared.patch_um, config.fields, table.obs_names[section.rows])
         cached = _cached(section, table, mark)
         if cached is None:
-            cached = encode(section, encoder, patch_um=prepared.patch_um, fields=config.fields, progress=progress)
+            on_disk = None if cache_dir is None else _on_disk(cache_dir, section, encoder, prepared, config, mark)
+            cached = encode(
+                section, encoder, patch_um=prepared.patch_um, fields=config.fields, progress=progress, cache=on_disk
+            )
         section.features = cached
         keep = prepared.caches.setdefault(id(table), _new_cache(table, cached.shape[1]))
         keep["values"][section.rows] = cached
         keep["marks"][section.name.split(":")[-1]] = mark
+
+
+def _on_disk(
+    folder: str | os.PathLike[str], section: Section, encoder: Encoder, prepared: Prepared, config: Config, mark: str
+) -> FeatureCache:
+    return FeatureCache(
+        folder,
+        section=section.name,
+        mark=mark,
+        n_patches=int(section.usable.sum()),
+        n_fields=len(config.fields),
+        dim=encoder.dim,
+        about={
+            "section": section.name,
+            "image": section.geometry.image_key,
+            "encoder": encoder.name,
+            "weights": encoder.weights_hash,
+            "patch_um": prepared.patch_um,
+            "fields": list(config.fields),
+        },
+    )
 
 
 def _patches(section: Section, patch_um: float, size_px: int) -> np.ndarray:

@@ -1,58 +1,193 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
+import spatialdata
+from shapely import Point
 from spatialdata import SpatialData
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import get_transformation, remove_transformation
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.expression import measured
 
 
+@pytest.fixture(scope="module")
+def _two() -> SpatialData:
+    return nh.datasets.synthetic(n_sections=2, width_um=1200)
+
+
 @pytest.fixture
-def two() -> SpatialData:
-    return nh.datasets.synthetic(n_sections=2, width_um=1200, microns_per_pixel=2)
+def two(_two: SpatialData) -> SpatialData:
+    return spatialdata.deepcopy(_two)
+
+
+def lines(sdata: SpatialData, section: str, **arguments: Any) -> pd.DataFrame:
+    found = nh.pp.check(sdata, **arguments)
+    return found[found["section"] == section].set_index("check")
 
 
 def test_shows_what_will_be_used(two: SpatialData) -> None:
     before = joblib.hash([two.tables["table"].X, two.tables["table"].obs, list(two.tables["table"].uns)])
     found = nh.pp.check(two)
-    assert list(found) == ["section_0_spots", "section_1_spots"]
-    first = found["section_0_spots"]
-    assert first["image"] == "section_0_image"
-    assert first["image size (px)"] == "600 x 600"
-    assert first["µm per pixel"] == 2.0
-    assert first["µm per pixel from"] == "coordinate system 'section_0_microns'"
-    assert first["spots"] == (two.tables["table"].obs["region"] == "section_0_spots").sum()
-    assert first["spots without image"] == 0
-    assert first["spot spacing (µm)"] == pytest.approx(100)
-    assert (first["patch (µm)"], first["patch (px of the image)"]) == (75, 38)
-    assert first["expression"] == "counts"
-    at = two.tables["table"].obsm["spatial"][: first["spots"]] * 2
-    wide = nh.pp.check(two, patch_um=400.0)["section_0_spots"]
-    assert wide["patches over the border"] == ((at < 200) | (at > 1000)).any(axis=1).sum() > 0
+    assert list(found) == ["section", "check", "found", "status", "remedy"]
+    assert list(dict.fromkeys(found["section"])) == ["", "section_0_spots", "section_1_spots"]
+    assert (found["status"] == "ok").all() and (found["remedy"] == "").all()
+    whole, first = lines(two, "")["found"], lines(two, "section_0_spots")["found"]
+    n = (two.tables["table"].obs["region"] == "section_0_spots").sum()
+    assert whole["table"] == f"'table': {two.tables['table'].n_obs} spots x 300 genes"
+    assert whole["expression"] == "counts in X"
+    assert first["image"] == "'section_0_image', 1200 x 1200 px, 2 levels"
+    assert first["µm per pixel"] == "1 (coordinate system 'section_0_microns')"
+    assert first["spots"] == f"{n}, 55.0 µm wide, 100.0 µm apart, hexagonal"
+    assert first["patch"] == "75 µm, 75 px of the image; read from level 0 (1 µm per pixel)"
+    assert first["x and y"].endswith("with x and y swapped")
+    at = two.tables["table"].obsm["spatial"][:n]
+    border = ((at < 225) | (at > 975)).any(axis=1).sum()
+    wide = lines(two, "section_0_spots", patch_um=450.0)["found"]["patch"]
+    assert wide == f"450 µm, 450 px of the image; read from level 1 (2 µm per pixel); {border} reach over the " + (
+        "border and are padded"
+    )
     after = joblib.hash([two.tables["table"].X, two.tables["table"].obs, list(two.tables["table"].uns)])
     assert before == after
 
 
 def test_follows_the_arguments(two: SpatialData) -> None:
     two.tables["table"].layers["logged"] = measured(two.tables["table"])
-    found = nh.pp.check(two, shapes_key="section_1_spots", layer="logged", microns_per_pixel=1.0, patch_um=50.0)
-    assert list(found) == ["section_1_spots"]
-    column = found["section_1_spots"]
-    assert column["expression"] == "logarithms"
-    assert column["µm per pixel from"] == "given"
-    assert column["spot spacing (µm)"] == pytest.approx(50)
-    assert column["patch (px of the image)"] == 50
+    found = nh.pp.check(two, shapes_key="section_1_spots", layer="logged", microns_per_pixel=2.0, patch_um=100.0)
+    assert list(dict.fromkeys(found["section"])) == ["", "section_1_spots"]
+    found = found.set_index("check")["found"]
+    assert found["expression"] == "logarithms, used as they are in layer 'logged'"
+    assert found["µm per pixel"] == "2 (given)"
+    assert "200.0 µm apart" in found["spots"]
+    assert found["patch"].startswith("100 µm, 50 px")
 
 
-def test_raises_what_the_tools_would(two: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ValueError, match=r"too coarse: 2.00 µm per pixel .*only 25 px wide.*allow='coarse'"):
-        nh.pp.check(two, patch_um=50.0)
-    nh.pp.check(two, patch_um=50.0, allow="coarse")
-    assert "Going on as told" in caplog.text
+def test_is_readable(two: SpatialData) -> None:
+    two.tables["table"].var_names = ["<b>"] * 2 + list(two.tables["table"].var_names[2:])
+    found = nh.pp.check(two)
+    page = found._repr_html_()
+    assert page.count("<tr") == len(found) + 1
+    assert "&lt;b&gt;" in page and "<b>" not in page and "..." not in page
+    assert "-> Mend with sdata.tables['table'].var_names_make_unique()" in repr(found)
+    assert len(repr(found[["check", "found"]])) > 0  # a part of it is an ordinary data frame
+
+
+def no_resolution(sdata: SpatialData) -> None:
+    for name in ("section_0_image", "section_0_spots"):
+        remove_transformation(sdata[name], "section_0_microns")
+    shapes = sdata.shapes["section_0_spots"]  # neither is there a Visium grid to tell
+    shapes.geometry = [Point(p.x, p.y * (1 + 0.2 * np.sin(p.x))) for p in shapes.geometry]
+
+
+def swapped_off_the_image(sdata: SpatialData) -> None:
+    image = sdata.images["section_0_image"]["scale0"]["image"].values[:, :, :500]
+    systems = get_transformation(sdata.images["section_0_image"], get_all=True)
+    sdata.images["section_0_image"] = Image2DModel.parse(image, dims=("c", "y", "x"), transformations=systems)
+    shapes = sdata.shapes["section_0_spots"]
+    shapes.geometry = [Point(900 + p.x / 10, p.y / 4) for p in shapes.geometry]
+
+
+def unknown_instance(sdata: SpatialData) -> None:
+    sdata.tables["table"].obs["spot_id"] = sdata.tables["table"].obs["spot_id"].to_numpy() + 100000
+
+
+def nan_counts(sdata: SpatialData) -> None:
+    sdata.tables["table"].X.data[0] = np.nan
+
+
+def second_table(sdata: SpatialData) -> None:
+    sdata.tables["other"] = sdata.tables["table"].copy()
+
+
+def no_shapes(sdata: SpatialData) -> None:
+    del sdata.shapes["section_0_spots"], sdata.shapes["section_1_spots"]
+
+
+def no_image(sdata: SpatialData) -> None:
+    del sdata.images["section_0_image"]
+
+
+def same_names(sdata: SpatialData) -> None:
+    sdata.tables["table"].obs_names = ["a"] * 2 + list(sdata.tables["table"].obs_names[2:])
+
+
+@pytest.mark.parametrize(
+    ("change", "section", "check", "found", "remedy"),
+    [
+        (no_resolution, "section_0_spots", "image", "The resolution of image 'section_0_image' is unknown", "Pass"),
+        (
+            swapped_off_the_image,
+            "section_0_spots",
+            "x and y",
+            "outside image 'section_0_image'",
+            "With x and y swapped",
+        ),
+        (unknown_instance, "section_0_spots", "spots", "name a spot that shapes", "match_sdata_to_table"),
+        (nan_counts, "", "expression", "finite counts in X", ""),
+        (second_table, "", "table", "several tables", "table_key="),
+        (no_shapes, "", "table", "which is not among the shapes []", ""),
+        (no_image, "section_0_spots", "image", "Expected an image that shares a coordinate system", "Add the H&E"),
+        (same_names, "", "obs_names", "found 1 of", "obs_names_make_unique()"),
+    ],
+)
+def test_errors_are_lines(
+    two: SpatialData, change: Callable, section: str, check: str, found: str, remedy: str
+) -> None:
+    change(two)
+    wrong = nh.pp.check(two)
+    wrong = wrong[(wrong["status"] == "error") & (wrong["section"] == section)]
+    assert check in list(wrong["check"]), wrong.to_dict()
+    line = wrong.set_index("check").loc[check]
+    assert found in line["found"] and remedy in line["found"] + line["remedy"]
+    with pytest.raises((KeyError, ValueError)):  # the tools do stop
+        nh.tl.predict_expression(two, progress=False)
+
+
+def test_coarse_images_are_errors_unless_allowed(two: SpatialData) -> None:
+    coarse = {"patch_um": 50.0, "microns_per_pixel": 2.0}
+    line = lines(two, "section_0_spots", **coarse).loc["patch"]
+    assert line["status"] == "error" and "25 px of the image" in line["found"] and "allow='coarse'" in line["remedy"]
+    assert lines(two, "section_0_spots", allow="coarse", **coarse).loc["patch", "status"] == "warning"
+    found = lines(two, "section_0_spots", microns_per_pixel=1.5)
+    assert found.loc["spot spacing", "remedy"] == "microns_per_pixel=1 would fit"
+
+
+def test_two_spacings_need_a_patch(two: SpatialData) -> None:
+    shapes = two.shapes["section_1_spots"]
+    shapes.geometry = [Point(p.x / 2, p.y / 2) for p in shapes.geometry]
+    wrong = nh.pp.check(two, allow="off_tissue").set_index("check").loc["spot spacings"]
+    assert wrong["status"] == "error" and wrong["found"] == "section_0_spots: 100 µm, section_1_spots: 50 µm"
+    assert "spot spacings" not in list(nh.pp.check(two, patch_um=75.0)["check"])
+
+
+def test_spots_without_a_table_and_slides_are_checked_too(two: SpatialData) -> None:
+    bare = SpatialData(images=dict(two.images), shapes=dict(two.shapes))
+    found = nh.pp.check(bare)
+    assert (found["status"] == "ok").all() and "a model's prediction makes one" in found["found"][0]
+    slide = SpatialData(images={"he": two.images["section_0_image"]})
+    found = nh.pp.check(slide, patch_um=75).set_index("check")
+    assert (found["status"] == "ok").all()
+    assert found.loc["tissue", "found"].endswith("mm²") and "75 px" in found.loc["patch", "found"]
+    several = nh.pp.check(SpatialData(images=dict(two.images))).set_index("check")
+    assert several.loc["image", "status"] == "error" and "image_key=" in several.loc["image", "found"]
+
+
+def test_a_table_of_predictions_is_no_measurement(two: SpatialData) -> None:
+    two.tables["table"].uns["nh2st"] = {"json": "{}"}
+    line = nh.pp.check(two).set_index("check").loc["expression"]
+    assert line["status"] == "warning" and "X holds a prediction" in line["remedy"]
+
+
+def test_arguments_that_cannot_be_are_refused(two: SpatialData) -> None:
     with pytest.raises(ValueError, match="patch_um to be a number above 0, found 0"):
         nh.pp.check(two, patch_um=0)
-    two.tables["table"].X.data[0] = np.nan
-    with pytest.raises(ValueError, match="finite counts in X"):
-        nh.pp.check(two)
+    with pytest.raises(ValueError, match="allow to be one of"):
+        nh.pp.check(two, allow="anything")
+    with pytest.raises(TypeError, match=r"nh.io.slide\(path\)"):
+        nh.pp.check(two.tables["table"])

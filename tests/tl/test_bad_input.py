@@ -320,7 +320,7 @@ def test_swapped_coordinates_are_noticed(snapshot: Callable, quick: dict[str, An
     systems = get_transformation(sdata.images["section_0_image"], get_all=True)
     sdata.images["section_0_image"] = Image2DModel.parse(image, dims=("c", "y", "x"), transformations=systems)
     sdata.tables["table"] = table[keep].copy()
-    nh.pp.check(sdata)
+    assert not (nh.pp.check(sdata)["status"] == "error").any()
     shapes.geometry = [Point(p.y, p.x) for p in shapes.geometry]
     before = snapshot(sdata)
     with pytest.raises(
@@ -328,6 +328,8 @@ def test_swapped_coordinates_are_noticed(snapshot: Callable, quick: dict[str, An
     ):
         nh.tl.predict_expression(sdata, **quick)
     assert snapshot(sdata) == before
+    found = nh.pp.check(sdata).set_index("check")
+    assert found.loc["x and y", "status"] == "error" and "look swapped" in found.loc["x and y", "found"]
 
 
 def test_swapped_coordinates_outside_a_narrow_image(section: SpatialData, quick: dict[str, Any]) -> None:
@@ -336,7 +338,7 @@ def test_swapped_coordinates_outside_a_narrow_image(section: SpatialData, quick:
     wide = np.concatenate([np.full((3, 1600, 2400), 240, np.uint8), image], axis=2)
     section.images["section_0_image"] = Image2DModel.parse(wide, dims=("c", "y", "x"), transformations=systems)
     move(section, lambda xy: xy + np.array([2400, 0]))
-    nh.pp.check(section)
+    assert not (nh.pp.check(section)["status"] == "error").any()
     move(section, lambda xy: xy[:, ::-1])
     with pytest.raises(ValueError, match=r"outside image.*With x and y swapped they would be inside: swap the columns"):
         nh.tl.predict_expression(section, **quick)

@@ -507,7 +507,7 @@ def test_images_without_information_predict_nothing(one: SpatialData, quick: dic
     nh.tl.predict_expression(one, **quick | genes | {"encoder": Noise()})
     informed = spatialdata.deepcopy(one)
     nh.tl.predict_expression(informed, **quick | genes)
-    assert abs(one.tables["table"].var["nh2st_pearson"].mean()) < 0.08
+    assert one.tables["table"].var["nh2st_pearson"].mean() < 0.05  # below 0: blocks differ from the mean of the others
     assert informed.tables["table"].var["nh2st_pearson"].mean() > 0.2
 
 

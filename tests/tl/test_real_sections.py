@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata_io
 from PIL import Image
@@ -78,23 +80,36 @@ def test_her2st_with_x_and_y_swapped_is_refused(data_dir: Path) -> None:
     sdata = nh.io.her2st(data_dir / "her2st", "C2")
     shapes = sdata.shapes["C2_spots"]
     shapes.geometry = [Point(p.y, p.x) for p in shapes.geometry]
-    with pytest.raises(ValueError, match="x and y of the spots of 'C2_spots' look swapped"):
-        nh.pp.check(sdata)
+    found = findings(sdata)
+    assert found.loc["x and y", "status"] == "error"
+    assert found.loc["x and y", "found"].startswith("x and y of the spots of 'C2_spots' look swapped")
+
+
+def findings(sdata: SpatialData, **arguments: Any) -> pd.DataFrame:
+    """Lines of the preflight by what they check; of an object with one section."""
+    return nh.pp.check(sdata, **arguments).set_index("check")
+
+
+def number(text: str) -> float:
+    return float(re.search(r"[\d.]+", text)[0])
 
 
 @pytest.mark.parametrize("section", ["C2", "C3", "C4", "C5"])
 def test_her2st_passes_the_checks(data_dir: Path, section: str) -> None:
-    found = nh.pp.check(nh.io.her2st(data_dir / "her2st", section))[f"{section}_spots"]
-    assert found["µm per pixel"] == pytest.approx(0.69, abs=0.01)
-    assert found["patch (µm)"] == pytest.approx(150, rel=0.02)
-    assert float(found["spots on tissue"].strip("%")) > 90
+    found = findings(nh.io.her2st(data_dir / "her2st", section))
+    assert (found["status"] == "ok").all()
+    assert number(found.loc["µm per pixel", "found"]) == pytest.approx(0.69, abs=0.01)
+    assert number(found.loc["patch", "found"]) == pytest.approx(150, rel=0.02)
+    assert number(found.loc["x and y", "found"]) > 90
 
 
 @pytest.mark.parametrize("name", ["rep01", "rep02", "rep04", "rep09"])
 def test_mob_passes_the_checks(data_dir: Path, name: str) -> None:
-    (found,) = nh.pp.check(read_mob(data_dir, name)).to_dict().values()
-    assert found["spot spacing (µm)"] == pytest.approx(200, rel=0.02)
-    assert float(found["spots on tissue"].strip("%")) > 85
+    found = findings(read_mob(data_dir, name))
+    assert not (found["status"] == "error").any()
+    apart = re.search(r"([\d.]+) µm apart", found.loc["spots", "found"])
+    assert apart and float(apart[1]) == pytest.approx(200, rel=0.02)
+    assert number(found.loc["x and y", "found"]) > 85
 
 
 def test_colon_passes_the_checks(data_dir: Path) -> None:
@@ -103,20 +118,23 @@ def test_colon_passes_the_checks(data_dir: Path) -> None:
     sdata = nh.io.from_anndata(
         adata, data_dir / "colon" / "colon_d0.jpg", microns_per_pixel=resolution, spot_diameter=55
     )
-    (found,) = nh.pp.check(sdata).to_dict().values()
-    assert found["spot spacing (µm)"] == pytest.approx(100, rel=0.02)
-    assert found["patch (µm)"] == pytest.approx(75, rel=0.02)
+    found = findings(sdata)
+    assert (found["status"] == "ok").all()
+    assert re.search(r"100\.\d µm apart, hexagonal", found.loc["spots", "found"])
+    assert number(found.loc["patch", "found"]) == pytest.approx(75, rel=0.02)
 
 
 @pytest.mark.filterwarnings("ignore:.*names are not unique")
 def test_visium_passes_the_checks_when_told_that_it_is_coarse(data_dir: Path) -> None:
     for path in sorted((data_dir / "visium_ffpe").glob("*/*")):
         sdata = spatialdata_io.visium(path, dataset_id=path.name)
-        with pytest.raises(
-            ValueError, match=r"too coarse: 4.\d\d µm per pixel .Visium grid.*only 18 px wide.*fullres_image_file"
-        ):
-            nh.pp.check(sdata)
-        (found,) = nh.pp.check(sdata, allow="coarse").to_dict().values()
-        assert found["µm per pixel"] == pytest.approx(4.2, rel=0.02)
-        assert found["image"] == f"{path.name}_hires_image"
-        assert found["spots without image"] == 0
+        found = findings(sdata)
+        assert list(found.index[found["status"] == "error"]) == ["patch"]
+        assert "Too coarse: at least 32 px" in found.loc["patch", "found"]
+        assert "fullres_image_file" in found.loc["patch", "remedy"]
+        assert found.loc["full resolution", "status"] == "warning"
+        told = findings(sdata, allow="coarse")
+        assert not (told["status"] == "error").any()
+        assert number(told.loc["µm per pixel", "found"]) == pytest.approx(4.2, rel=0.02)
+        assert told.loc["image", "found"].startswith(f"'{path.name}_hires_image'")
+        assert "spots outside" not in told.index
