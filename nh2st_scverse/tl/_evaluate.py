@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import choose_key
 from nh2st_scverse.data.expression import is_logged, matrix, measured
 
-SCORES = ("pearson", "spearman", "mse", "mae")
+SCORES = ("pearson", "spearman", "mse", "mae", "variance_ratio")
 
 
 def evaluate(
@@ -43,9 +44,9 @@ def evaluate(
 
     Returns
     -------
-    One row for each predicted gene: ``pearson``, ``spearman``, ``mse``, ``mae``, ``ceiling`` (the highest Pearson
-    correlation that counting noise allows; NaN without raw counts) and ``of_ceiling``, best genes first. Written to
-    ``table.var[key + "_" + name]``, and their means to ``table.uns[key + "_scores"]``.
+    One row for each predicted gene: ``pearson``, ``spearman``, ``mse``, ``mae``, ``variance_ratio``, ``ceiling`` (the
+    highest Pearson correlation that counting noise allows; NaN without raw counts) and ``of_ceiling``, best genes
+    first. Written to ``table.var[key + "_" + name]``, and their means to ``table.uns[key + "_scores"]``.
 
     Raises
     ------
@@ -57,6 +58,7 @@ def evaluate(
     See Also
     --------
     cross_validate : compare with baselines.
+    biology : what of the tissue's structure survives.
 
     Examples
     --------
@@ -64,7 +66,7 @@ def evaluate(
     >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
     >>> nh.tl.evaluate(sdata).shape
-    (30, 6)
+    (30, 7)
     """
     if not isinstance(sdata, SpatialData):
         raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
@@ -83,9 +85,7 @@ def evaluate(
     columns = table.var_names.get_indexer(genes)
     predicted = np.asarray(table.layers[key])[:, columns]
     target = measured(table, layer)[:, columns]
-    counts = matrix(table, layer)
-    whole = not is_logged(counts) and not np.any(_values(counts) % 1)
-    if not whole:
+    if not has_counts(table, layer):
         logger.warning("No raw counts: the noise ceiling is NaN. Pass layer= with counts to have it.")
 
     regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
@@ -95,9 +95,7 @@ def evaluate(
         if at.sum() < 3:
             continue
         scores = {name: getattr(metrics, name)(target[at], predicted[at]) for name in SCORES}
-        panel = counts[at][:, columns]
-        library = np.asarray(counts[at].sum(axis=1)).ravel()
-        ceiling = metrics.noise_ceiling(panel, library_size=library, n_splits=n_splits) if whole else np.nan
+        ceiling = ceilings(table, np.flatnonzero(at), genes, layer, n_splits=n_splits)
         parts.append(pd.DataFrame(scores | {"ceiling": ceiling}, index=pd.Index(genes, name="gene")))
     if not parts:
         raise ValueError(f"Expected at least 3 predicted spots in a section, found none with a prediction {key!r}.")
@@ -111,6 +109,33 @@ def evaluate(
         "n_sections": len(parts),
     }
     return result.sort_values("pearson", ascending=False)
+
+
+def has_counts(table: AnnData, layer: str | None) -> bool:
+    """Whether X or a layer holds raw counts: whole numbers, no logarithms."""
+    counts = matrix(table, layer)
+    return not is_logged(counts) and not np.any(_values(counts) % 1)
+
+
+def ceilings(
+    table: AnnData,
+    rows: np.ndarray,
+    genes: Sequence[str],
+    layer: str | None,
+    library: str = "genome",
+    *,
+    n_splits: int = 5,
+) -> np.ndarray:
+    """Noise ceiling (G,) of genes over some rows of a table; NaN without raw counts.
+
+    `library` is that of the target: counts of all genes, or of the ``"panel"`` alone.
+    """
+    if not has_counts(table, layer):
+        return np.full(len(genes), np.nan)
+    counts = matrix(table, layer)[rows]
+    panel = counts[:, table.var_names.get_indexer(list(genes))]
+    whole = np.asarray((panel if library == "panel" else counts).sum(axis=1)).ravel()
+    return metrics.noise_ceiling(panel, library_size=whole, n_splits=n_splits)
 
 
 def _check_unit(table: AnnData, key: str) -> None:
