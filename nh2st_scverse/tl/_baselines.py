@@ -11,11 +11,13 @@ Every baseline can be given three inputs, by the ending of its name:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
 from sklearn.neighbors import KNeighborsRegressor
@@ -51,9 +53,12 @@ def knn(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, se
 
 def mlp(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
     """A network of one hidden layer, with early stopping."""
-    network = MLPRegressor(hidden_layer_sizes=(256,), alpha=1.0, early_stopping=True, max_iter=100, random_state=seed)
-    scaled = TransformedTargetRegressor(network, transformer=StandardScaler())
-    return make_pipeline(StandardScaler(), scaled).fit(x, y).predict(x_test)
+    scale = x.std(axis=0).max()  # one for all: with each component at variance 1, the least of them drown the rest
+    network = MLPRegressor(hidden_layer_sizes=(256,), alpha=10.0, early_stopping=True, max_iter=200, random_state=seed)
+    scaled = TransformedTargetRegressor(network, transformer=StandardScaler(), check_inverse=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=ConvergenceWarning)  # long enough: a user cannot change it
+        return scaled.fit(x / scale, y).predict(x_test / scale)
 
 
 METHODS: dict[str, Baseline] = {"mean": mean, "knn": knn, "ridge": ridge, "mlp": mlp, "retrieval": retrieval}

@@ -13,7 +13,7 @@ N_TOP = 50  # genes, as published
 INTERVAL = (0.025, 0.975)
 
 
-def summarise(scores: pd.DataFrame, *, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def summarise(scores: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """One row for each method: the mean of every score over genes and held-out sections, with its 95 % interval.
 
     Parameters
@@ -86,7 +86,7 @@ def paired_differences(
     method: str = "nh2st",
     metric: str = "pearson",
     by: str | None = None,
-    n_resamples: int = 2000,
+    n_resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """How much better a method is than each other one, on the same genes of the same held-out sections.
