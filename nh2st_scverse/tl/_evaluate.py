@@ -68,20 +68,10 @@ def evaluate(
     >>> nh.tl.evaluate(sdata).shape
     (30, 7)
     """
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
-    holding = {
-        k: t for k, t in sdata.tables.items() if key in t.layers and key in t.var and "json" in t.uns.get(key, {})
-    }
-    if not holding:
-        raise KeyError(
-            f"No table has a prediction {key!r}; found "
-            f"{ {k: list(t.layers) for k, t in sdata.tables.items()} } (layers of the "
-            "tables). Predict first with nh.tl.predict_expression(sdata), or pass key= as its key_added=."
-        )
-    table = sdata.tables[choose_key(holding, table_key, what=f"tables with a prediction {key!r}", argument="table_key")]
+    table_key = find_prediction(sdata, key, table_key)
+    table = sdata.tables[table_key]
     genes = table.var_names[table.var[key].to_numpy(dtype=bool)]
-    _check_unit(table, key)
+    check_unit(table, key)
     columns = table.var_names.get_indexer(genes)
     predicted = np.asarray(table.layers[key])[:, columns]
     target = measured(table, layer)[:, columns]
@@ -111,6 +101,22 @@ def evaluate(
     return result.sort_values("pearson", ascending=False)
 
 
+def find_prediction(sdata: SpatialData, key: str, table_key: str | None) -> str:
+    """The table that has a prediction and what it is compared with."""
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
+    holding = {
+        k: t for k, t in sdata.tables.items() if key in t.layers and key in t.var and "json" in t.uns.get(key, {})
+    }
+    if not holding:
+        raise KeyError(
+            f"No table has a prediction {key!r}; found "
+            f"{ {k: list(t.layers) for k, t in sdata.tables.items()} } (layers of the "
+            "tables). Predict first with nh.tl.predict_expression(sdata), or pass key= as its key_added=."
+        )
+    return choose_key(holding, table_key, what=f"tables with a prediction {key!r}", argument="table_key")
+
+
 def has_counts(table: AnnData, layer: str | None) -> bool:
     """Whether X or a layer holds raw counts: whole numbers, no logarithms."""
     counts = matrix(table, layer)
@@ -138,7 +144,7 @@ def ceilings(
     return metrics.noise_ceiling(panel, library_size=whole, n_splits=n_splits)
 
 
-def _check_unit(table: AnnData, key: str) -> None:
+def check_unit(table: AnnData, key: str) -> None:
     about = table.uns.get(key, {})
     config = json.loads(about["json"])["config"] if "json" in about else {}
     if config.get("smooth") or config.get("library") == "panel":

@@ -125,7 +125,7 @@ def test_shuffled_images_score_zero_with_every_method(quick: dict[str, Any], mon
     true = nh.tl.cross_validate(sdata, baselines=ALL, **settings)
     shuffle_features(sdata)
     shuffled = nh.tl.cross_validate(sdata, baselines=ALL, **settings)
-    for scores, low, high in ((true, 0.2, 1.0), (shuffled, -0.05, 0.05)):
+    for scores, low, high in ((true, 0.3, 1.0), (shuffled, -0.08, 0.08)):
         means = scores[scores["metric"] == "pearson"].groupby("method")["value"].mean()
         assert set(means.index) == {"nh2st", *ALL}
         assert means.between(low, high).all(), means
