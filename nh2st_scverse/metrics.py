@@ -1,7 +1,7 @@
 """How good is a prediction, gene by gene: numbers in, numbers out.
 
 Every score takes two arrays of shape (n_spots, n_genes) in the same unit and returns one float64 per gene.
-A spot whose prediction of a gene is NaN is left out of that gene's score.
+A spot whose prediction of a gene is NaN is left out of that gene's score. :func:`ssim` also takes where the spots are.
 
 References
 ----------
@@ -15,12 +15,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, stats
+from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import TARGET_SUM
 
-__all__ = ["mae", "mse", "noise_ceiling", "pearson", "spearman", "variance_ratio"]
+__all__ = ["bootstrap", "mae", "mse", "noise_ceiling", "pearson", "spearman", "ssim", "variance_ratio"]
 
 Floats: TypeAlias = NDArray[np.float64]
+
+WINDOW = 7  # spots: side of the window that ssim compares, the usual one
 
 
 def pearson(measured: ArrayLike, predicted: ArrayLike) -> Floats:
@@ -170,6 +173,134 @@ def variance_ratio(measured: ArrayLike, predicted: ArrayLike) -> Floats:
     """
     x, y = _pair(measured, predicted)
     return _divide(_mean(_centred(y) ** 2), _mean(_centred(x) ** 2))
+
+
+def ssim(measured: ArrayLike, predicted: ArrayLike, xy: ArrayLike, *, spacing: float | None = None) -> Floats:
+    """Structural similarity of the measured and the predicted map, gene by gene.
+
+    The spots are laid on a square grid of their spacing (a hexagonal or turned array by the nearest spot), and the maps
+    compared in windows of 7 x 7 spots: mean, contrast and structure have to agree. Only grid points on a spot count.
+
+    Parameters
+    ----------
+    measured
+        Measured expression, shape (n_spots, n_genes), of one section.
+    predicted
+        Predicted expression, same shape and unit; NaN where there is no prediction.
+    xy
+        Centres of the spots, shape (n_spots, 2), in any unit.
+    spacing
+        Distance between adjacent spots, in the unit of ``xy``. ``None``: the median distance to the nearest spot.
+
+    Returns
+    -------
+    Similarities, shape (n_genes,), at most 1. NaN for a gene whose measured values are constant, and for fewer than
+    3 x 3 spots.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or are not two-dimensional, if ``measured`` holds NaN, or if ``spacing`` is not positive.
+
+    See Also
+    --------
+    variance_ratio : contrast alone.
+
+    Examples
+    --------
+    >>> xy = np.stack(np.meshgrid(np.arange(10.0), np.arange(10.0)), axis=-1).reshape(-1, 2)
+    >>> measured = xy.sum(axis=1, keepdims=True)
+    >>> ssim(measured, measured, xy).round(2)
+    array([1.])
+    >>> bool(ssim(measured, 0.3 * measured, xy) < 0.6)
+    True
+    """
+    from skimage.metrics import structural_similarity
+
+    x, y = _pair(measured, predicted)
+    where = np.asarray(xy, dtype=np.float64)
+    if where.shape != (len(x), 2) or not np.isfinite(where).all():
+        raise ValueError(f"Expected finite xy of shape ({len(x)}, 2), found shape {where.shape}.")
+    if spacing is None:
+        spacing = float(np.median(cKDTree(where).query(where, 2)[0][:, 1])) if len(x) > 1 else 1.0
+    if not spacing > 0:
+        raise ValueError(f"Expected a spacing above 0, found {spacing!r}: are spots on top of each other?")
+    result = np.full(x.shape[1], np.nan)
+    # genes that are predicted for the same spots share a grid, and mostly all do
+    patterns, pattern = np.unique(np.isnan(y), axis=1, return_inverse=True)
+    for i, missing in enumerate(patterns.T):
+        genes, spots = np.flatnonzero(pattern == i), np.flatnonzero(~missing)
+        if len(spots) < 9:
+            continue
+        low, high = where[spots].min(axis=0), where[spots].max(axis=0)
+        axes = [np.arange(a, b + spacing / 2, spacing) for a, b in zip(low, high, strict=True)]
+        grid = np.stack(np.meshgrid(*axes), axis=-1)  # (h, w, 2)
+        window = min(WINDOW, min(grid.shape[:2]) - 1 + min(grid.shape[:2]) % 2)
+        if window < 3:
+            continue
+        distance, nearest = cKDTree(where[spots]).query(grid)
+        a, b = (values[np.ix_(spots, genes)] for values in (x, y))
+        extent = np.ptp(a, axis=0)
+        scale = np.where(extent > 0, extent, np.nan)
+        _, similarity = structural_similarity(
+            (a / scale)[nearest], (b / scale)[nearest], win_size=window, data_range=1.0, channel_axis=-1, full=True
+        )  # (h, w, genes)
+        # a corner of a square cell is 0.71 spacings from its spot: farther points are off the tissue
+        result[genes] = similarity[distance <= 0.75 * spacing].mean(axis=0)
+    return result
+
+
+def bootstrap(
+    values: ArrayLike, *, n_resamples: int = 2000, seed: int = 0, rows: bool = True, columns: bool = True
+) -> Floats:
+    """Means of a table under resampling of its rows and columns, with replacement.
+
+    For scores of sections (rows) and genes (columns): how far would their mean go with other sections and other genes
+    of the same kind? The quantiles of what is returned are the interval. The same shape and seed give the same
+    resamples, so that differences and quotients of two calls are paired.
+
+    Parameters
+    ----------
+    values
+        Shape (n_rows, n_columns); NaN counts in no mean.
+    n_resamples
+        How many means to take.
+    seed
+        Seed of the resamples.
+    rows, columns
+        What to resample.
+
+    Returns
+    -------
+    Shape (n_resamples,). NaN where a resample has no value.
+
+    Raises
+    ------
+    ValueError
+        If ``values`` is not two-dimensional or ``n_resamples`` is less than 1.
+
+    Examples
+    --------
+    >>> scores = np.random.default_rng(0).normal(0.3, 0.1, size=(4, 250))
+    >>> np.quantile(bootstrap(scores), [0.025, 0.975]).round(1)
+    array([0.3, 0.3])
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2:
+        raise ValueError(f"Expected values of shape (n_rows, n_columns), found {table.shape}.")
+    if n_resamples < 1:
+        raise ValueError(f"Expected n_resamples of 1 or more, found {n_resamples}.")
+    rng = np.random.default_rng(seed)
+
+    def weights(n: int, resample: bool) -> Floats:
+        if not (resample and n):
+            return np.ones((n_resamples, n))
+        return rng.multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float64)
+
+    of_rows, of_columns = weights(table.shape[0], rows), weights(table.shape[1], columns)
+    known = np.isfinite(table)
+    total = ((of_rows @ np.where(known, table, 0)) * of_columns).sum(axis=1)
+    return _divide(total, ((of_rows @ known) * of_columns).sum(axis=1))
 
 
 def noise_ceiling(

@@ -180,6 +180,81 @@ def test_noise_ceiling_refuses_what_is_not_counts():
         metrics.noise_ceiling(counts, target_sum=0)
 
 
+def grid(n: int, m: int) -> np.ndarray:
+    return np.stack(np.meshgrid(np.arange(n), np.arange(m)), axis=-1).reshape(-1, 2).astype(float)
+
+
+def test_ssim_is_that_of_skimage_on_a_square_array():
+    from skimage.metrics import structural_similarity
+
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(20, 15)).cumsum(axis=0).cumsum(axis=1)
+    b = a + rng.normal(size=a.shape)
+    whole = structural_similarity(a, b, data_range=np.ptp(a), full=True)[1].mean()
+    order = rng.permutation(a.size)
+    xy = 200 * grid(15, 20)[order]
+    pair = a.reshape(-1, 1)[order], b.reshape(-1, 1)[order]
+    np.testing.assert_allclose(metrics.ssim(*pair, xy), whole)
+    np.testing.assert_allclose(metrics.ssim(*pair, xy, spacing=200), whole)
+
+
+def test_ssim_of_turned_and_hexagonal_arrays_with_holes():
+    rng = np.random.default_rng(0)
+    hexagonal = grid(30, 30) * [1, np.sqrt(3) / 2] + (np.arange(900) // 30 % 2)[:, None] * [0.5, 0]
+    turned = grid(30, 30) @ np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
+    for xy in (hexagonal, turned):
+        xy = xy[((xy - xy.mean(axis=0)) ** 2).sum(axis=1) > 9]
+        true = np.stack([np.sin(xy[:, 0] / 3), np.cos(xy[:, 1] / 4), np.zeros(len(xy))], axis=1)
+        noise = rng.normal(size=true.shape)
+        exact, near, flat, wrong = (
+            metrics.ssim(true, p, xy)[:2] for p in (true, true + 0.3 * noise, 0.2 * true, noise)
+        )
+        np.testing.assert_allclose(exact, 1)
+        assert (exact > near).all() and (near > flat).all() and (flat > wrong).all() and (wrong < 0.2).all()
+        assert np.isnan(metrics.ssim(true, noise, xy)[2])  # measured is constant
+
+
+def test_ssim_without_some_spots():
+    rng = np.random.default_rng(0)
+    measured, predicted = rng.normal(size=(2, 100, 4))
+    predicted[:, 1:3] = measured[:, 1:3]
+    predicted[:30, 1] = np.nan
+    predicted[:, 3] = np.nan
+    found = metrics.ssim(measured, predicted, grid(10, 10))
+    np.testing.assert_allclose(found[1:3], 1)
+    assert found[0] < 0.5 and np.isnan(found[3])
+    assert np.isnan(metrics.ssim(measured[:20], predicted[:20], grid(10, 2))).all()
+    with pytest.raises(ValueError, match=r"finite xy of shape \(100, 2\), found shape \(100, 3\)"):
+        metrics.ssim(measured, predicted, np.ones((100, 3)))
+    with pytest.raises(ValueError, match=r"spacing above 0, found 0.0: are spots on top"):
+        metrics.ssim(measured, predicted, np.ones((100, 2)))
+
+
+def test_bootstrap_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = []
+    for i in range(200):
+        sections = rng.normal(0.3, 0.1, size=(12, 1)) + rng.normal(0, 0.2, size=(12, 60))
+        low, high = np.quantile(metrics.bootstrap(sections, n_resamples=300, seed=i), [0.025, 0.975])
+        covered.append(low < 0.3 < high)
+    assert 0.88 < np.mean(covered) < 0.99
+
+
+def test_bootstrap_resamples_what_it_is_told_to():
+    values = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    assert set(metrics.bootstrap(values)) == {0, 0.5, 1}
+    np.testing.assert_allclose(metrics.bootstrap(values, rows=False), 0.5)
+    np.testing.assert_allclose(metrics.bootstrap(values.T, columns=False), 0.5)
+    np.testing.assert_array_equal(metrics.bootstrap(values, seed=1), metrics.bootstrap(values, seed=1))
+    values[0] = np.nan
+    assert set(metrics.bootstrap(values)) - {1} != set()  # NaN where only the lost row was drawn
+    np.testing.assert_allclose(metrics.bootstrap(values, rows=False), 1)
+    with pytest.raises(ValueError, match=r"\(n_rows, n_columns\), found \(3,\)"):
+        metrics.bootstrap(values[0])
+    with pytest.raises(ValueError, match="n_resamples of 1 or more, found 0"):
+        metrics.bootstrap(values, n_resamples=0)
+
+
 def test_examples_run():
     result = doctest.testmod(metrics)
-    assert result.attempted >= 6 and result.failed == 0
+    assert result.attempted >= 12 and result.failed == 0

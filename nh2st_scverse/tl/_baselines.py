@@ -1,23 +1,38 @@
-"""Baselines on the features that NH2ST gets: each takes training and test features, and returns predictions."""
+"""Baselines on the features that NH2ST gets: each takes components of training and test spots, and predicts the latter.
+
+Every baseline can be given three inputs, by the ending of its name:
+
+==============  =======================================================================================
+``ridge``       the spot: all fields of view, standardised as for NH2ST
+``ridge_context``  the same, and beside it the mean of the spots around, as much as NH2ST sees
+``ridge@patch``  as the field uses it: one standard patch, the features as the encoder gives them
+==============  =======================================================================================
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.neural_network import MLPRegressor
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from nh2st_scverse.data.section import Section
 from nh2st_scverse.metrics import pearson
+from nh2st_scverse.tl._retrieval import retrieval
+from nh2st_scverse.train.spots import section_features
 
 Baseline = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 PENALTIES = 10.0 ** np.arange(1, 8)
+N_COMPONENTS = {"": 256, "_context": 512, "@patch": 256}
 
 
 def mean(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
@@ -26,39 +41,97 @@ def mean(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, s
 
 
 def ridge(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
-    """PCA to 256 components and ridge regression, its penalty chosen by group."""
-    return _tuned(_components(x, seed, Ridge()), {"ridge__alpha": PENALTIES}, x, y, groups).predict(x_test)
+    """Ridge regression, its penalty chosen by group."""
+    return _tuned(Ridge(), {"alpha": PENALTIES}, x, y, groups).predict(x_test)
 
 
 def knn(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
-    """Mean of the nearest training spots in the space of the components, their number chosen by group."""
+    """Mean of the nearest training spots, their number chosen by group."""
     numbers = [n for n in (5, 10, 20, 50, 100) if n < len(x) // 2]
-    return _tuned(
-        _components(x, seed, KNeighborsRegressor()), {"kneighborsregressor__n_neighbors": numbers}, x, y, groups
-    ).predict(x_test)
+    return _tuned(KNeighborsRegressor(), {"n_neighbors": numbers}, x, y, groups).predict(x_test)
 
 
 def mlp(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
-    """A network of one hidden layer on the components, with early stopping."""
-    network = MLPRegressor((256,), alpha=1.0, early_stopping=True, max_iter=100, random_state=seed)
-    scaled = TransformedTargetRegressor(network, transformer=StandardScaler())
-    return _components(x, seed, StandardScaler(), scaled).fit(x, y).predict(x_test)
+    """A network of one hidden layer, with early stopping."""
+    scale = x.std(axis=0).max()  # one for all: with each component at variance 1, the least of them drown the rest
+    network = MLPRegressor(hidden_layer_sizes=(256,), alpha=10.0, early_stopping=True, max_iter=200, random_state=seed)
+    scaled = TransformedTargetRegressor(network, transformer=StandardScaler(), check_inverse=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=ConvergenceWarning)  # long enough: a user cannot change it
+        return scaled.fit(x / scale, y).predict(x_test / scale)
 
 
-BASELINES: dict[str, Baseline] = {"mean": mean, "knn": knn, "ridge": ridge, "mlp": mlp}
+METHODS: dict[str, Baseline] = {"mean": mean, "knn": knn, "ridge": ridge, "mlp": mlp, "retrieval": retrieval}
+BASELINES: dict[str, tuple[Baseline, str]] = {
+    name + ending: (method, ending)
+    for ending in N_COMPONENTS
+    for name, method in METHODS.items()
+    if name != "mean" or ending == ""
+}
 
 
-def _components(x: np.ndarray, seed: int, *steps: object) -> Pipeline:
-    n = min(256, x.shape[1], len(x) // 2)  # a fold of the tuning has fewer spots
-    return make_pipeline(StandardScaler(), PCA(n, random_state=seed, svd_solver="randomized"), *steps)
+def inputs(section: Section, ending: str, *, standardise: bool, dim: int) -> np.ndarray:
+    """What a baseline sees of the spots of a section: (n_spots, F).
+
+    Parameters
+    ----------
+    section
+        With features.
+    ending
+        ``""``, ``"_context"`` or ``"@patch"``: of the name of the baseline.
+    standardise
+        Whether features are standardised within the section.
+    dim
+        Features of one field of view; those of the standard patch come first.
+    """
+    if ending == "@patch":
+        return section_features(section, False)[:, :dim]
+    own = section_features(section, standardise)
+    if ending == "":
+        return own
+    nodes, there = section.neighbours.nodes[:, 1:], section.neighbours.mask[:, 1:, None]  # the first is the spot itself
+    around = (own[nodes] * there).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    return np.concatenate([own, around], axis=1)
 
 
-def _tuned(pipeline: Pipeline, grid: dict, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> GridSearchCV:
-    def mean_pearson(estimator: Pipeline, x_held: np.ndarray, y_held: np.ndarray) -> float:
-        return float(np.nan_to_num(np.nanmean(pearson(y_held, estimator.predict(x_held)))))
+def predict(
+    names: Sequence[str],
+    train: Sequence[Section],
+    groups: Sequence[str],
+    test: Sequence[Section],
+    *,
+    standardise: bool,
+    dim: int,
+    seed: int,
+) -> dict[str, list[np.ndarray]]:
+    """Train baselines on some sections and predict others: for each name an array (n_spots, G) for each test section.
+
+    The components are those of the training spots, computed once for all baselines with the same input.
+    """
+    y = np.concatenate([s.expression[s.trainable] for s in train if s.expression is not None])
+    group = np.repeat(np.asarray(groups), [int(s.trainable.sum()) for s in train])
+    cuts = np.cumsum([s.n_spots for s in test])[:-1]
+    predicted = {}
+    for ending in dict.fromkeys(BASELINES[name][1] for name in names):
+        x = np.concatenate([inputs(s, ending, standardise=standardise, dim=dim)[s.trainable] for s in train])
+        x_test = np.concatenate([inputs(s, ending, standardise=standardise, dim=dim) for s in test])
+        n = min(N_COMPONENTS[ending], x.shape[1], len(x) // 2)  # a fold of the tuning has fewer spots
+        components = make_pipeline(StandardScaler(), PCA(n, random_state=seed, svd_solver="randomized")).fit(x)
+        x, x_test = components.transform(x), components.transform(x_test)
+        for name in names:
+            method, wanted = BASELINES[name]
+            if wanted == ending:
+                predicted[name] = np.split(method(x, y, group, x_test, seed), cuts)
+    return predicted
+
+
+def _tuned(estimator: object, grid: dict, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> GridSearchCV:
+    def mean_pearson(fitted: Ridge | KNeighborsRegressor, x_held: np.ndarray, y_held: np.ndarray) -> float:
+        scores = pearson(y_held, fitted.predict(x_held))
+        return float(np.nan_to_num(scores).mean())
 
     n_groups = len(np.unique(groups))
     search = GridSearchCV(
-        pipeline, grid, scoring=mean_pearson, cv=GroupKFold(min(5, n_groups)) if n_groups > 1 else KFold(4)
+        estimator, grid, scoring=mean_pearson, cv=GroupKFold(min(5, n_groups)) if n_groups > 1 else KFold(4)
     )
     return search.fit(x, y, groups=groups) if n_groups > 1 else search.fit(x, y)  # KFold: runs of rows of a section

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import choose_key
 from nh2st_scverse.data.expression import is_logged, matrix, measured
 
-SCORES = ("pearson", "spearman", "mse", "mae")
+SCORES = ("pearson", "spearman", "mse", "mae", "variance_ratio")
 
 
 def evaluate(
@@ -43,9 +44,9 @@ def evaluate(
 
     Returns
     -------
-    One row for each predicted gene: ``pearson``, ``spearman``, ``mse``, ``mae``, ``ceiling`` (the highest Pearson
-    correlation that counting noise allows; NaN without raw counts) and ``of_ceiling``, best genes first. Written to
-    ``table.var[key + "_" + name]``, and their means to ``table.uns[key + "_scores"]``.
+    One row for each predicted gene: ``pearson``, ``spearman``, ``mse``, ``mae``, ``variance_ratio``, ``ceiling`` (the
+    highest Pearson correlation that counting noise allows; NaN without raw counts) and ``of_ceiling``, best genes
+    first. Written to ``table.var[key + "_" + name]``, and their means to ``table.uns[key + "_scores"]``.
 
     Raises
     ------
@@ -57,6 +58,7 @@ def evaluate(
     See Also
     --------
     cross_validate : compare with baselines.
+    biology : what of the tissue's structure survives.
 
     Examples
     --------
@@ -64,28 +66,16 @@ def evaluate(
     >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
     >>> nh.tl.evaluate(sdata).shape
-    (30, 6)
+    (30, 7)
     """
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
-    holding = {
-        k: t for k, t in sdata.tables.items() if key in t.layers and key in t.var and "json" in t.uns.get(key, {})
-    }
-    if not holding:
-        raise KeyError(
-            f"No table has a prediction {key!r}; found "
-            f"{ {k: list(t.layers) for k, t in sdata.tables.items()} } (layers of the "
-            "tables). Predict first with nh.tl.predict_expression(sdata), or pass key= as its key_added=."
-        )
-    table = sdata.tables[choose_key(holding, table_key, what=f"tables with a prediction {key!r}", argument="table_key")]
+    table_key = find_prediction(sdata, key, table_key)
+    table = sdata.tables[table_key]
     genes = table.var_names[table.var[key].to_numpy(dtype=bool)]
-    _check_unit(table, key)
+    check_unit(table, key)
     columns = table.var_names.get_indexer(genes)
     predicted = np.asarray(table.layers[key])[:, columns]
     target = measured(table, layer)[:, columns]
-    counts = matrix(table, layer)
-    whole = not is_logged(counts) and not np.any(_values(counts) % 1)
-    if not whole:
+    if not has_counts(table, layer):
         logger.warning("No raw counts: the noise ceiling is NaN. Pass layer= with counts to have it.")
 
     regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
@@ -95,9 +85,7 @@ def evaluate(
         if at.sum() < 3:
             continue
         scores = {name: getattr(metrics, name)(target[at], predicted[at]) for name in SCORES}
-        panel = counts[at][:, columns]
-        library = np.asarray(counts[at].sum(axis=1)).ravel()
-        ceiling = metrics.noise_ceiling(panel, library_size=library, n_splits=n_splits) if whole else np.nan
+        ceiling = ceilings(table, np.flatnonzero(at), genes, layer, n_splits=n_splits)
         parts.append(pd.DataFrame(scores | {"ceiling": ceiling}, index=pd.Index(genes, name="gene")))
     if not parts:
         raise ValueError(f"Expected at least 3 predicted spots in a section, found none with a prediction {key!r}.")
@@ -113,7 +101,50 @@ def evaluate(
     return result.sort_values("pearson", ascending=False)
 
 
-def _check_unit(table: AnnData, key: str) -> None:
+def find_prediction(sdata: SpatialData, key: str, table_key: str | None) -> str:
+    """The table that has a prediction and what it is compared with."""
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
+    holding = {
+        k: t for k, t in sdata.tables.items() if key in t.layers and key in t.var and "json" in t.uns.get(key, {})
+    }
+    if not holding:
+        raise KeyError(
+            f"No table has a prediction {key!r}; found "
+            f"{ {k: list(t.layers) for k, t in sdata.tables.items()} } (layers of the "
+            "tables). Predict first with nh.tl.predict_expression(sdata), or pass key= as its key_added=."
+        )
+    return choose_key(holding, table_key, what=f"tables with a prediction {key!r}", argument="table_key")
+
+
+def has_counts(table: AnnData, layer: str | None) -> bool:
+    """Whether X or a layer holds raw counts: whole numbers, no logarithms."""
+    counts = matrix(table, layer)
+    return not is_logged(counts) and not np.any(_values(counts) % 1)
+
+
+def ceilings(
+    table: AnnData,
+    rows: np.ndarray,
+    genes: Sequence[str],
+    layer: str | None,
+    library: str = "genome",
+    *,
+    n_splits: int = 5,
+) -> np.ndarray:
+    """Noise ceiling (G,) of genes over some rows of a table; NaN without raw counts.
+
+    `library` is that of the target: counts of all genes, or of the ``"panel"`` alone.
+    """
+    if not has_counts(table, layer):
+        return np.full(len(genes), np.nan)
+    counts = matrix(table, layer)[rows]
+    panel = counts[:, table.var_names.get_indexer(list(genes))]
+    whole = np.asarray((panel if library == "panel" else counts).sum(axis=1)).ravel()
+    return metrics.noise_ceiling(panel, library_size=whole, n_splits=n_splits)
+
+
+def check_unit(table: AnnData, key: str) -> None:
     about = table.uns.get(key, {})
     config = json.loads(about["json"])["config"] if "json" in about else {}
     if config.get("smooth") or config.get("library") == "panel":

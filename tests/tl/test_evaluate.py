@@ -12,7 +12,7 @@ import nh2st_scverse as nh
 from nh2st_scverse import metrics
 from nh2st_scverse.data.expression import measured
 
-COLUMNS = ["pearson", "spearman", "mse", "mae", "ceiling", "of_ceiling"]
+COLUMNS = ["pearson", "spearman", "mse", "mae", "variance_ratio", "ceiling", "of_ceiling"]
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_scores_are_those_of_the_sections_averaged(predicted: SpatialData, snaps
     assert found["pearson"].is_monotonic_decreasing
     regions = table.obs["region"].to_numpy()
     usable = np.arange(table.n_obs) < table.n_obs - 2
-    for name in ("pearson", "spearman", "mse", "mae"):
+    for name in ("pearson", "spearman", "mse", "mae", "variance_ratio"):
         by_hand = np.mean(
             [
                 getattr(metrics, name)(measured(table)[at][:, :5], table.layers["mine"][at][:, :5])
