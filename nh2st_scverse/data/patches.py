@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from typing import TypeVar
 
@@ -113,7 +114,9 @@ def cut(geometry: Geometry, work: Sequence[tuple[np.ndarray, float]], *, size_px
 
     with ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2))) as pool:  # Pillow lets other threads run
         for level, corners, side in windows:
-            yield np.stack(list(pool.map(resized, pixels[id(level)].read(corners, side))))
+            with pixels[id(level)].load(corners, side) as window:
+                patches = np.stack(list(pool.map(lambda i, window=window: resized(window(i)), range(len(corners)))))
+            yield patches
 
 
 class Pixels:
@@ -147,32 +150,37 @@ class Pixels:
         bounds = np.stack([*first, *last], axis=1).tolist()  # (b, 4) x, y of the first chunk and behind the last
         return [list(product(range(x0, x1), range(y0, y1))) for x0, y0, x1, y1 in bounds]
 
-    def read(self, corners: np.ndarray, side: int) -> Iterator[np.ndarray]:
-        """The windows (side, side, 3) of a batch, uint8; what lies beyond the image is white."""
+    @contextmanager
+    def load(self, corners: np.ndarray, side: int) -> Iterator[Callable[[int], np.ndarray]]:
+        """Read what a batch needs; gives a function from its position to its window (side, side, 3), uint8.
+
+        What lies beyond the image is white.
+        """
         if not self.lazy:
-            for corner in corners:
-                yield read_pixels(self.image, corner, corner + side)
+            yield lambda i: read_pixels(self.image, corners[i], corners[i] + side)
             return
         under = self._under(corners, side)
         lacking = [chunk for chunk in dict.fromkeys(c for chunks in under for c in chunks) if chunk not in self.held]
         blocks = self.image.data.blocks
         for chunk, pixels in zip(lacking, dask.compute(*(blocks[:, y, x] for x, y in lacking)), strict=True):
             self.held[chunk] = to_uint8(pixels.transpose(1, 2, 0))
-        for corner, chunks in zip(corners, under, strict=True):
-            window = np.full((side, side, 3), BACKGROUND, dtype=np.uint8)
-            for x, y in chunks:
-                origin = np.array([self.edges[0][x], self.edges[1][y]])
-                pixels = self.held[x, y]
-                low = np.maximum(corner, origin)
-                high = np.minimum(corner + side, origin + pixels.shape[1::-1])
-                (left, top), (right, bottom) = low - corner, high - corner
-                (x0, y0), (x1, y1) = low - origin, high - origin
-                window[top:bottom, left:right] = pixels[y0:y1, x0:x1]
-            yield window
+        yield lambda i: self._window(corners[i], side, under[i])
         self.due.subtract(chunk for chunks in under for chunk in chunks)
         self.held = {chunk: pixels for chunk, pixels in self.held.items() if self.due[chunk] > 0}
         while sum(pixels.nbytes for pixels in self.held.values()) > HELD:  # oldest first; read again if need be
             del self.held[next(iter(self.held))]
+
+    def _window(self, corner: np.ndarray, side: int, chunks: list[Chunk]) -> np.ndarray:
+        window = np.full((side, side, 3), BACKGROUND, dtype=np.uint8)
+        for x, y in chunks:
+            origin = np.array([self.edges[0][x], self.edges[1][y]])
+            pixels = self.held[x, y]
+            low = np.maximum(corner, origin)
+            high = np.minimum(corner + side, origin + pixels.shape[1::-1])
+            (left, top), (right, bottom) = low - corner, high - corner
+            (x0, y0), (x1, y1) = low - origin, high - origin
+            window[top:bottom, left:right] = pixels[y0:y1, x0:x1]
+        return window
 
 
 def ahead(items: Iterator[T], n: int = 3) -> Iterator[T]:
