@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -88,8 +89,10 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     visium_folder(tmp_path / "my_visium", section)
     section["table"].write_h5ad("my_section.h5ad")
     Image.open(tmp_path / "my_visium" / "tissue.tif").save("my_image.png")
+    with Image.open("my_image.png") as picture:
+        tifffile.imwrite("slide.svs", np.asarray(picture), tile=(256, 256), resolution=(10000, 10000), resolutionunit=3)
 
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     names: dict = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)  # what a reader would type
@@ -99,3 +102,4 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert (tmp_path / "my_section.zarr").is_dir()
     assert len(names["model"].genes) == 100
     assert names["sdata"]["table"].var["nh2st"].sum() == 100
+    assert names["slide"]["table"].n_obs == len(names["slide"]["nh2st_grid"]) > 50

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from typing import TypeVar
 
@@ -23,6 +25,7 @@ HELD = 2**29  # bytes of pixels kept for later patches at most, however large th
 BACKGROUND = 255  # glass, beyond the border of the image
 
 T = TypeVar("T")
+Chunk = tuple[int, int]  # its column and row among those of an image
 
 
 def best_level(geometry: Geometry, size_um: float, size_px: int) -> Level:
@@ -94,7 +97,7 @@ def cut(geometry: Geometry, work: Sequence[tuple[np.ndarray, float]], *, size_px
     ------
     (b, size_px, size_px, 3) uint8 for each batch.
     """
-    windows = []  # of each batch: level, (b, 2) upper left corners, side in px
+    windows: list[tuple[Level, np.ndarray, int]] = []  # of each batch: level, (b, 2) upper left corners, side in px
     for spots, size_um in work:
         level = best_level(geometry, size_um, size_px)
         side = max(1, round(size_um / level.microns_per_pixel))
@@ -102,14 +105,18 @@ def cut(geometry: Geometry, work: Sequence[tuple[np.ndarray, float]], *, size_px
         windows.append((level, np.round(centres - side / 2).astype(int), side))
     pixels = {
         id(level): Pixels(level.array, [(corners, side) for at, corners, side in windows if at is level])
-        for level, _, _ in windows
+        for level in geometry.levels
     }
-    for level, corners, side in windows:
-        patches = np.empty((len(corners), size_px, size_px, 3), dtype=np.uint8)
-        for patch, window in zip(patches, pixels[id(level)].read(corners, side), strict=True):
-            # bicubic with Pillow's support scaled to the reduction: no aliasing
-            patch[:] = np.asarray(Image.fromarray(window).resize((size_px, size_px), Image.Resampling.BICUBIC))
-        yield patches
+
+    def resized(window: np.ndarray) -> np.ndarray:
+        # bicubic with Pillow's support scaled to the reduction: no aliasing
+        return np.asarray(Image.fromarray(window).resize((size_px, size_px), Image.Resampling.BICUBIC))
+
+    with ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2))) as pool:  # Pillow lets other threads run
+        for level, corners, side in windows:
+            with pixels[id(level)].load(corners, side) as window:
+                patches = np.stack(list(pool.map(lambda i, window=window: resized(window(i)), range(len(corners)))))
+            yield patches
 
 
 class Pixels:
@@ -128,45 +135,52 @@ class Pixels:
         self.lazy = isinstance(self.image.data, da.Array)
         if self.lazy:
             self.edges = [np.cumsum((0, *sizes)) for sizes in self.image.data.chunks[:0:-1]]  # x, y
-            self.due = Counter(c for corners, side in windows for corner in corners for c in self._under(corner, side))
-            self.held: dict[tuple[int, ...], np.ndarray] = {}
+            self.held: dict[Chunk, np.ndarray] = {}
+            self.due: Counter[Chunk] = Counter()  # windows that each chunk is still needed for
+            for corners, side in windows:
+                self.due.update(chunk for chunks in self._under(corners, side) for chunk in chunks)
 
-    def _under(self, corner: np.ndarray, side: int) -> list[tuple[int, ...]]:
-        """Chunks (column, row) under a window."""
-        ranges = []
-        for start, edges in zip(corner, self.edges, strict=True):
-            low, high = max(start, 0), min(start + side, edges[-1])
-            if low >= high:
-                return []
-            ranges.append(range(np.searchsorted(edges, low, "right") - 1, np.searchsorted(edges, high, "left")))
-        return list(product(*ranges))
+    def _under(self, corners: np.ndarray, side: int) -> list[list[Chunk]]:
+        """Chunks (column, row) under each window; none under those beyond the image."""
+        first, last = [], []
+        for start, edges in zip(corners.T, self.edges, strict=True):
+            low, high = np.maximum(start, 0), np.minimum(start + side, edges[-1])
+            first.append(np.searchsorted(edges, low, "right") - 1)
+            last.append(np.where(low < high, np.searchsorted(edges, high, "left"), 0))
+        bounds = np.stack([*first, *last], axis=1).tolist()  # (b, 4) x, y of the first chunk and behind the last
+        return [list(product(range(x0, x1), range(y0, y1))) for x0, y0, x1, y1 in bounds]
 
-    def read(self, corners: np.ndarray, side: int) -> Iterator[np.ndarray]:
-        """The windows (side, side, 3) of a batch, uint8; what lies beyond the image is white."""
+    @contextmanager
+    def load(self, corners: np.ndarray, side: int) -> Iterator[Callable[[int], np.ndarray]]:
+        """Read what a batch needs; gives a function from its position to its window (side, side, 3), uint8.
+
+        What lies beyond the image is white.
+        """
         if not self.lazy:
-            for corner in corners:
-                yield read_pixels(self.image, corner, corner + side)
+            yield lambda i: read_pixels(self.image, corners[i], corners[i] + side)
             return
-        under = [self._under(corner, side) for corner in corners]
+        under = self._under(corners, side)
         lacking = [chunk for chunk in dict.fromkeys(c for chunks in under for c in chunks) if chunk not in self.held]
         blocks = self.image.data.blocks
         for chunk, pixels in zip(lacking, dask.compute(*(blocks[:, y, x] for x, y in lacking)), strict=True):
             self.held[chunk] = to_uint8(pixels.transpose(1, 2, 0))
-        for corner, chunks in zip(corners, under, strict=True):
-            window = np.full((side, side, 3), BACKGROUND, dtype=np.uint8)
-            for x, y in chunks:
-                origin = np.array([self.edges[0][x], self.edges[1][y]])
-                pixels = self.held[x, y]
-                low = np.maximum(corner, origin)
-                high = np.minimum(corner + side, origin + pixels.shape[1::-1])
-                (left, top), (right, bottom) = low - corner, high - corner
-                (x0, y0), (x1, y1) = low - origin, high - origin
-                window[top:bottom, left:right] = pixels[y0:y1, x0:x1]
-            yield window
+        yield lambda i: self._window(corners[i], side, under[i])
         self.due.subtract(chunk for chunks in under for chunk in chunks)
         self.held = {chunk: pixels for chunk, pixels in self.held.items() if self.due[chunk] > 0}
         while sum(pixels.nbytes for pixels in self.held.values()) > HELD:  # oldest first; read again if need be
             del self.held[next(iter(self.held))]
+
+    def _window(self, corner: np.ndarray, side: int, chunks: list[Chunk]) -> np.ndarray:
+        window = np.full((side, side, 3), BACKGROUND, dtype=np.uint8)
+        for x, y in chunks:
+            origin = np.array([self.edges[0][x], self.edges[1][y]])
+            pixels = self.held[x, y]
+            low = np.maximum(corner, origin)
+            high = np.minimum(corner + side, origin + pixels.shape[1::-1])
+            (left, top), (right, bottom) = low - corner, high - corner
+            (x0, y0), (x1, y1) = low - origin, high - origin
+            window[top:bottom, left:right] = pixels[y0:y1, x0:x1]
+        return window
 
 
 def ahead(items: Iterator[T], n: int = 3) -> Iterator[T]:

@@ -124,7 +124,8 @@ def find_sections(
     if table_key is None and not annotating:
         raise KeyError(
             f"Expected a table that annotates spots, found none among {list(sdata.tables)}. Make it one with "
-            "spatialdata.models.TableModel.parse(adata, region=..., region_key=..., instance_key=...)."
+            "spatialdata.models.TableModel.parse(adata, region=..., region_key=..., instance_key=...), or predict "
+            "a slide without counts with model=."
         )
     table_key = choose_key(annotating, table_key, what="tables that annotate spots", argument="table_key")
     table = sdata.tables[table_key]

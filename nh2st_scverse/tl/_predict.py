@@ -66,14 +66,17 @@ def predict_expression(
     Parameters
     ----------
     sdata
-        Image, spots, and a table that annotates them (with a `model` the table may be missing).
+        Image, spots, and a table that annotates them. With a `model` the table may be missing, and the spots too: a
+        grid is then laid over the tissue (:func:`nh2st_scverse.pp.grid`) at the spot spacing of the model, in
+        ``sdata.shapes["nh2st_grid"]``.
     model
         From :func:`train` or :meth:`nh2st_scverse.NH2ST.load`; None cross-fits.
     key_added
         Name under which results are written.
     table_added
         Write a new table of this name, with the predicted genes in X, instead of a layer. Without a table of the spots
-        there is always a new one, ``"table"`` if no other name is given.
+        there is always a new one, ``"table"`` if no other name is given, with the places in pixels of the image in
+        ``obsm["spatial"]``. Predicting again replaces it.
     groups, genes, n_genes, preset, patch_um, layer, checkpoint_dir, resume, trainer_kwargs, settings
         As in :func:`train`; for cross-fitting only.
     encoder
@@ -121,7 +124,7 @@ def predict_expression(
 
     See Also
     --------
-    train, evaluate
+    train, evaluate, nh2st_scverse.pp.grid, nh2st_scverse.io.slide
 
     Examples
     --------
@@ -197,10 +200,9 @@ def _with_model(
     if not any(table.uns.get("spatialdata_attrs") for table in sdata.tables.values()):
         annotated, new = _annotated(sdata, keys, model.spacing_um)
         table_added = table_added or key_added  # nothing to add a layer to
-        keys = keys | {"table_key": None, "image_key": new[2] if new else keys["image_key"]}
-        keys["shapes_key"] = new[0] if new else keys["shapes_key"]
-        if new is not None:  # the grid was laid over tissue just now
-            keys["allow"] = as_allowances(keys["allow"]) | {"off_tissue"}
+        if new is not None:  # laid over tissue just now
+            allowed = as_allowances(keys["allow"]) | {"off_tissue"}
+            keys = keys | {"shapes_key": new[0], "image_key": new[2], "allow": allowed}
     prepared = collect(annotated, patch_um=model.patch_um, n_nodes=model.config.n_nodes, **keys)
     table = prepared.tables[0]
     if annotated is not sdata:

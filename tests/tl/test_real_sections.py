@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import spatialdata_io
 from PIL import Image
+from scipy.spatial import cKDTree
 from shapely import Point
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
@@ -138,3 +139,65 @@ def test_visium_passes_the_checks_when_told_that_it_is_coarse(data_dir: Path) ->
         assert number(told.loc["µm per pixel", "found"]) == pytest.approx(4.2, rel=0.02)
         assert told.loc["image", "found"].startswith(f"'{path.name}_hires_image'")
         assert "spots outside" not in told.index
+
+
+class Colours:
+    """Mean and spread of colours on a 3 x 3 grid: quick."""
+
+    name, input_size, dim, weights_hash = "colours", 96, 54, "none"
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        cells = patches.reshape(len(patches), 3, 32, 3, 32, 3).astype(np.float32) / 255
+        return np.concatenate([f(cells, axis=(2, 4)).reshape(len(patches), 27) for f in (np.mean, np.std)], axis=1)
+
+
+def quick(**more: Any) -> dict[str, Any]:
+    small = {"embedding": 32, "hidden": 32, "bottleneck": 32, "n_members": 2, "max_epochs": 2}
+    return {"encoder": Colours(), "n_genes": 30, "progress": False, **small, **more}
+
+
+@pytest.mark.slow
+def test_a_slide_without_its_spots_is_predicted_as_with_them(data_dir: Path) -> None:
+    trained_on = [nh.io.her2st(data_dir / "her2st", name) for name in ("C2", "C3", "C4")]
+    model = nh.tl.train(trained_on, **quick(genes="highest_mean"))
+    section = nh.io.her2st(data_dir / "her2st", "C5")
+    slide = SpatialData(images=dict(section.images))
+    nh.pp.grid(slide, spacing_um=model.spacing_um / 5, shape="square")  # as the spots of legacy ST are
+    for sdata in (section, slide):
+        nh.tl.predict_expression(sdata, model=model, encoder=Colours(), progress=False)
+    spots, places = section.tables["table"], slide.tables["table"]
+    assert model.spacing_um == pytest.approx(200, rel=0.02)
+    distance, nearest = cKDTree(places.obsm["spatial"]).query(spots.obsm["spatial"])
+    near = distance * 0.69 < 25  # µm
+    assert near.mean() > 0.85  # the grid covers the tissue
+    a, b = spots[near, model.genes].layers["nh2st"], places.X[nearest[near]]
+    assert np.median([np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]) > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+def test_coarse_visium_sections_are_trained_on_and_predicted_in_microns(data_dir: Path) -> None:
+    first, second = sorted((data_dir / "visium_ffpe" / "mousebrain").glob("*"))[:2]
+    model = nh.tl.train(spatialdata_io.visium(first, dataset_id="first"), **quick(allow="coarse"))
+    assert (model.patch_um, model.spacing_um) == (pytest.approx(75, rel=0.02), pytest.approx(100, rel=0.02))
+    sdata = spatialdata_io.visium(second, dataset_id="second")
+    slide = SpatialData(images={"hires": sdata.images["second_hires_image"]})
+    nh.tl.predict_expression(sdata, model=model, encoder=Colours(), allow="coarse", progress=False)
+    nh.tl.predict_expression(
+        slide, model=model, encoder=Colours(), allow="coarse", microns_per_pixel=4.2, progress=False
+    )
+    n_spots, n_places = sdata.tables["table"].n_obs, slide.tables["table"].n_obs
+    assert 0.8 < n_places / n_spots < 1.25  # the same tissue at the same spacing
+
+
+@pytest.mark.slow
+def test_colon_is_cross_fitted(data_dir: Path) -> None:
+    adata = ad.read_h5ad(data_dir / "colon" / "colon_d0.h5ad")
+    resolution = 100 / adata.uns["px_per_100um"]
+    sdata = nh.io.from_anndata(
+        adata, data_dir / "colon" / "colon_d0.jpg", microns_per_pixel=resolution, spot_diameter=55
+    )
+    nh.tl.predict_expression(sdata, **quick())
+    table = sdata.tables["table"]
+    assert table.uns["nh2st"]["patch_um"] == pytest.approx(75, rel=0.02)
+    assert table.var["nh2st_pearson"].mean() > 0.1

@@ -98,6 +98,14 @@ def test_a_failure_leaves_the_slide_as_it_was(
         nh.tl.predict_expression(bare, model=model, encoder=encoder, progress=False)
 
 
+def test_a_slide_alone_needs_a_model(slide: SpatialData, model: nh.NH2ST, encoder: Any) -> None:
+    with pytest.raises(KeyError, match="predict a slide without counts with model="):
+        nh.tl.predict_expression(slide, progress=False)
+    with pytest.raises(KeyError, match="shapes_key='spots' is not there"):
+        nh.tl.predict_expression(slide, model=model, encoder=encoder, shapes_key="spots", progress=False)
+    assert not slide.shapes and not slide.tables
+
+
 def test_an_object_with_several_images_asks_which(two: SpatialData, model: nh.NH2ST, encoder: Any) -> None:
     slides = SpatialData(images=dict(two.images))
     with pytest.raises(KeyError, match=r"several images.*image_key= one of \['section_0_image', 'section_1_image'\]"):
