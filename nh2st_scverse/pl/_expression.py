@@ -58,8 +58,8 @@ def expression(
     """Draw H&E, measured and predicted expression side by side: one row for each gene and section.
 
     Spots are drawn in their true size on a faint copy of the H&E. The title of a prediction gives the correlation of
-    the gene on tissue that its predictor had not seen (``var["nh2st_pearson"]``): how far to trust it. Spots without
-    a prediction are grey.
+    the gene on tissue that its predictor had not seen (``var["nh2st_pearson"]``): how far to trust it; and its noise
+    ceiling, after :func:`nh2st_scverse.tl.evaluate`. Spots without a prediction are grey.
 
     Predictions vary less than measurements, which have counting noise on top. With one colour scale for both, as is the
     default, this is seen as it is, and a gene that is hardly predicted looks flat. ``shared=False`` gives each its own
@@ -123,12 +123,12 @@ def expression(
     check_positive(size, argument="size")
     table_key = find_prediction(sdata, key, table_key)
     table = sdata.tables[table_key]
-    panel = _choose_genes(table, key, genes)
-    predicted = _predicted(table, key, panel)  # (n_spots, G)
-    unit = _unit(table, key)
+    panel = choose_genes(table, key, genes)
+    predicted = predicted_values(table, key, panel)  # (n_spots, G)
+    unit = unit_of(table, key)
     columns: list[tuple[str, np.ndarray, str]] = [("predicted", predicted, unit)]
     if key in table.layers:
-        measured, logged = _measured(table, layer, panel)
+        measured, logged = measured_values(table, layer, panel)
         # a prediction in a unit of its own, beside measured counts, cannot share their scale
         same_unit = logged or unit == LOG_UNIT
         columns.insert(0, ("measured", measured, unit if same_unit else LOG_UNIT))
@@ -147,7 +147,11 @@ def expression(
     rows = iter(axes)
     for g, gene in enumerate(panel):
         values = [array[np.concatenate([p.rows for p in drawn]), g] for _, array, _ in columns]
-        limits = [_limits(values, vmin, vmax)] * len(columns) if shared else [_limits([v], vmin, vmax) for v in values]
+        limits = (
+            [colour_limits(values, vmin, vmax)] * len(columns)
+            if shared
+            else [colour_limits([v], vmin, vmax) for v in values]
+        )
         for picture in drawn:
             ax = next(rows)
             draw_image(ax[0], picture)
@@ -155,15 +159,15 @@ def expression(
             ax[0].set_title(f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
             for i, (title, array, bar_label) in enumerate(columns):
                 last = i == len(columns) - 1
-                text = f"{gene}  {title}" if not last else f"{gene}  {title}{_pearson(table, key, gene)}"
-                spots = _map(ax[i + 1], picture, array[picture.rows, g], text, limits[i], colours, size)
+                text = f"{gene}  {title}" if not last else f"{gene}  {title}{score_text(table, key, gene)}"
+                spots = draw_values(ax[i + 1], picture, array[picture.rows, g], text, limits[i], colours, size)
                 if last or not shared:
-                    _colour_bar(ax[i + 1], spots, np.concatenate(values if shared else [values[i]]), bar_label)
+                    draw_colour_bar(ax[i + 1], spots, np.concatenate(values if shared else [values[i]]), bar_label)
     finish(fig, save, dpi)
     return axes if return_ax else None
 
 
-def _map(
+def draw_values(
     ax: Axes,
     picture: Picture,
     values: np.ndarray,
@@ -180,7 +184,7 @@ def _map(
     return spots
 
 
-def _colour_bar(ax: Axes, spots: Collection, values: np.ndarray, label: str) -> None:
+def draw_colour_bar(ax: Axes, spots: Collection, values: np.ndarray, label: str) -> None:
     low, high = spots.get_clim()
     below, above = np.nanmin(values, initial=low) < low, np.nanmax(values, initial=high) > high
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
@@ -219,7 +223,7 @@ def _only_predictions(table: AnnData, key: str) -> bool:
     return not (key in table.layers or key in table.var) and key in table.uns and f"{key}_pearson" in table.var
 
 
-def _choose_genes(table: AnnData, key: str, genes: str | Sequence[str] | None) -> list[str]:
+def choose_genes(table: AnnData, key: str, genes: str | Sequence[str] | None) -> list[str]:
     if key in table.var:
         known = table.var[key].to_numpy(dtype=bool)
     else:
@@ -260,11 +264,11 @@ def _prediction(table: AnnData, key: str) -> Any:
     return table.layers.get(key, table.X)
 
 
-def _predicted(table: AnnData, key: str, panel: list[str]) -> np.ndarray:
+def predicted_values(table: AnnData, key: str, panel: list[str]) -> np.ndarray:
     return to_dense(_prediction(table, key)[:, table.var_names.get_indexer(panel)])
 
 
-def _measured(table: AnnData, layer: str | None, panel: list[str]) -> tuple[np.ndarray, bool]:
+def measured_values(table: AnnData, layer: str | None, panel: list[str]) -> tuple[np.ndarray, bool]:
     """As :func:`nh2st_scverse.data.expression.measured`, without a dense copy of all genes; and if it was logged."""
     x = matrix(table, layer)
     x = x.tocsr() if sp.issparse(x) else x
@@ -275,18 +279,23 @@ def _measured(table: AnnData, layer: str | None, panel: list[str]) -> tuple[np.n
     return log_normalise(np.hstack([shown, library - shown.sum(axis=1, keepdims=True)]))[:, :-1], False
 
 
-def _unit(table: AnnData, key: str) -> str:
+def unit_of(table: AnnData, key: str) -> str:
     about: Any = table.uns.get(key)
     return str(about.get("unit", LOG_UNIT)) if isinstance(about, Mapping) else LOG_UNIT
 
 
-def _pearson(table: AnnData, key: str, gene: str) -> str:
-    column = f"{key}_pearson"
-    score = float(table.var.loc[gene, column]) if column in table.var else np.nan
-    return "" if np.isnan(score) else f"  r = {score:.2f}"
+def score_text(table: AnnData, key: str, gene: str) -> str:
+    """Correlation of a gene on held-out tissue, and its noise ceiling when it is known."""
+    r, ceiling = (
+        float(table.var.loc[gene, name]) if name in table.var else np.nan
+        for name in (f"{key}_pearson", f"{key}_ceiling")
+    )
+    if np.isnan(r):
+        return ""
+    return f"  r = {r:.2f}" + ("" if np.isnan(ceiling) else f" (ceiling {ceiling:.2f})")
 
 
-def _limits(arrays: Sequence[np.ndarray], vmin: float | None, vmax: float | None) -> tuple[float, float]:
+def colour_limits(arrays: Sequence[np.ndarray], vmin: float | None, vmax: float | None) -> tuple[float, float]:
     """Limits that hold the middle of every array; those given win."""
     finite = [values[np.isfinite(values)] for values in arrays]
     finite = [values for values in finite if len(values)]

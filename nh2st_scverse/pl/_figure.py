@@ -154,6 +154,7 @@ def draw_image(ax: Axes, picture: Picture, *, faint: bool = False) -> None:
 
 def draw_spots(ax: Axes, picture: Picture, *, size: float = 1.0, **kwargs: Any) -> Collection:
     """The spots at their true place and size, times `size`; `kwargs` are those of a matplotlib collection."""
+    kwargs = {"linewidths": 0} | kwargs
     if picture.outlines is None:
         diameter = 2 * size * picture.radius
         spots: Collection = EllipseCollection(
@@ -163,12 +164,11 @@ def draw_spots(ax: Axes, picture: Picture, *, size: float = 1.0, **kwargs: Any) 
             units="xy",
             offsets=picture.xy,
             offset_transform=ax.transData,
-            linewidths=0,
             **kwargs,
         )
     else:
         corners = [c + (size - 1) * (c - xy) for c, xy in zip(picture.outlines, picture.xy, strict=True)]
-        spots = PolyCollection(corners, linewidths=0, **kwargs)
+        spots = PolyCollection(corners, **kwargs)
     ax.add_collection(spots, autolim=False)
     return spots
 

@@ -102,8 +102,9 @@ def gene_scores(
     # names stand in columns left and right of the points, where nothing else is drawn
     room = 0.26 * max(n, 4) if n_best else 0.03 * n
     ax.set_xlim(0.5 - room, n + 0.5 + room)
-    _name(ax, rank[:n_best], scores.iloc[:n_best], x=0.5 - 0.2 * room, side="right")
-    _name(ax, rank[n - n_worst :], scores.iloc[n - n_worst :], x=n + 0.5 + 0.2 * room, side="left")
+    for some, x, side in ((slice(0, n_best), -0.2 * room, "right"), (slice(n - n_worst, n), n + 0.2 * room, "left")):
+        named = scores["pearson"].iloc[some]
+        name_points(ax, rank[some], named.to_numpy(), [str(gene) for gene in named.index], at=0.5 + x, side=side)
 
     ticks = [t for t in MaxNLocator(5, integer=True).tick_values(1, n) if 1 < t <= n]
     ax.set_xticks([1, *ticks])
@@ -142,16 +143,16 @@ def _scores(data: SpatialData | AnnData | pd.DataFrame, key: str, table_key: str
     return scores
 
 
-def _name(ax: Axes, rank: np.ndarray, scores: pd.DataFrame, *, x: float, side: str) -> None:
-    """Names of genes in a column at `x`, each with a thin line to its point."""
+def name_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: list[str], *, at: float, side: str) -> None:
+    """Names of points of descending height in a column at x = `at`, each with a thin line to its point."""
     low, high = ax.get_ylim()
     inches = ax.get_position().height * ax.get_figure(root=True).get_figheight()  # type: ignore[union-attr]
-    y = _spread(scores["pearson"].to_numpy(dtype=float), 0.15 / inches * (high - low), low, high)
-    for gene, point, score, at in zip(scores.index, rank, scores["pearson"], y, strict=True):
+    heights = _spread(y, 0.15 / inches * (high - low), low, high)
+    for name, point, height in zip(names, zip(x, y, strict=True), heights, strict=True):
         ax.annotate(
-            str(gene),
-            (point, score),
-            xytext=(x, at),
+            name,
+            point,
+            xytext=(at, height),
             ha=side,
             va="center",
             fontsize="small",

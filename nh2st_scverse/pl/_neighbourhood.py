@@ -1,0 +1,225 @@
+"""What the model is shown of one spot: its patch, the patches around it, and which of them it joins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from spatialdata import SpatialData
+
+from nh2st_scverse._constants import FEATURES, KEY, N_NODES
+from nh2st_scverse._validators import ALLOWANCES
+from nh2st_scverse.data.patches import iter_patches
+from nh2st_scverse.data.section import Section, find_sections, patch_size
+from nh2st_scverse.nn import incidence
+from nh2st_scverse.pl._figure import finish
+from nh2st_scverse.train.spots import section_features
+
+PATCH_PX = 160
+N_COLUMNS = 3
+OWN, OTHER = "#d1495b", "#1f6f8b"
+
+
+def neighbourhood(
+    sdata: SpatialData,
+    spot: str | None = None,
+    *,
+    key: str = KEY,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    image_key: str | Mapping[str, str] | None = None,
+    microns_per_pixel: float | None = None,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    return_ax: bool = False,
+) -> np.ndarray | None:
+    """Draw the neighbourhood of one spot: where its patches lie, the patches, and the hyperedges between them.
+
+    The spot itself is 0, the others are numbered by their distance. A hyperedge joins a patch to the three whose
+    features are most similar to its own (a column of the third panel), so that a lymphocyte nest at one corner is not
+    averaged with the stroma beside it. They are found on the cached features of the images, whatever the network later
+    makes of these.
+
+    Parameters
+    ----------
+    sdata
+        Object whose table has features of the images: after :func:`nh2st_scverse.tl.train` or
+        :func:`nh2st_scverse.tl.predict_expression`.
+    spot
+        Name of the spot, of ``table.obs_names``. None: the one in the middle of the first section.
+    key
+        Name under which predictions were written, which tells the size of a patch.
+    table_key
+        Table that annotates the spots. None: the only one.
+    shapes_key
+        Section to look in. None: all of the table.
+    image_key
+        H&E image, or a mapping of shapes to images. None: the one under the spots.
+    microns_per_pixel
+        Of the image at full resolution, when the object does not tell.
+    figsize, dpi
+        Size of the figure in inches, and dots per inch.
+    save
+        File to write the figure to.
+    return_ax
+        Return the axes.
+
+    Returns
+    -------
+    Nothing, or with ``return_ax`` an array of :class:`~matplotlib.axes.Axes`: the tissue, the patches, the hyperedges.
+
+    Raises
+    ------
+    KeyError
+        No such table, section or spot, or a table without features.
+    ValueError
+        The spot lies outside the image, or the features are not finite.
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
+    >>> nh.pl.neighbourhood(sdata)
+    """
+    found, sections = find_sections(
+        sdata,
+        table_key=table_key,
+        shapes_key=shapes_key,
+        image_key=image_key,
+        microns_per_pixel=microns_per_pixel,
+        allow=ALLOWANCES,
+    )
+    table = sdata.tables[found]
+    if FEATURES not in table.obsm:
+        raise KeyError(
+            f"Expected features of the images in obsm[{FEATURES!r}] of table {found!r}, found {list(table.obsm)}. They "
+            "are left there by nh.tl.predict_expression(sdata) and nh.tl.train(sdata)."
+        )
+    section, at = _find(table, sections, spot)
+    if not section.usable[at]:
+        raise ValueError(f"Spot {table.obs_names[section.rows[at]]!r} lies outside the image: it has no patch.")
+    about = table.uns.get(key, {})
+    config = json.loads(about["json"])["config"] if "json" in about else {}
+    patch_um = float(about.get("patch_um", patch_size(sections)))
+    section.features = np.asarray(table.obsm[FEATURES], dtype=np.float32)[section.rows]
+    features = section_features(section, config.get("standardise", "section") == "section")
+    there = section.neighbours.mask[at]
+    nodes = section.neighbours.nodes[at][there]
+    edges = incidence(
+        torch.from_numpy(features[nodes])[None],
+        torch.ones(1, len(nodes), dtype=torch.bool),
+        int(config.get("n_similar", 3)),
+    )[0].numpy()  # (nodes, hyperedges)
+    patches = np.zeros((len(nodes), PATCH_PX, PATCH_PX, 3), dtype=np.uint8)
+    for which, cut in iter_patches(section.geometry, nodes, size_um=patch_um, size_px=PATCH_PX):
+        patches[[int(np.flatnonzero(nodes == w)[0]) for w in which]] = cut
+
+    n_rows = -(-N_NODES // N_COLUMNS)
+    fig, axes = plt.subplots(
+        1, 3, figsize=figsize or (12.5, 4.2), dpi=dpi, layout="constrained", gridspec_kw={"width_ratios": [1, 1, 1.05]}
+    )
+    _draw_tissue(axes[0], section, nodes, patch_um)
+    axes[0].set_title(f"{table.obs_names[section.rows[at]]}  {section.name.removesuffix('_spots')}", fontsize="medium")
+    gap = 6
+    side = PATCH_PX + gap
+    montage = np.full((n_rows * side - gap, N_COLUMNS * side - gap, 3), 255, dtype=np.uint8)
+    for i, patch in enumerate(patches):
+        y, x = i // N_COLUMNS * side, i % N_COLUMNS * side
+        montage[y : y + PATCH_PX, x : x + PATCH_PX] = patch
+        _number(axes[1], i, x + 0.12 * PATCH_PX, y + 0.14 * PATCH_PX)
+    axes[1].imshow(montage)
+    axes[1].set_axis_off()
+    axes[1].set_title(f"patches of {patch_um:g} µm, by distance", fontsize="medium")
+    _draw_hyperedges(axes[2], edges)
+    finish(fig, save, dpi)
+    return axes if return_ax else None
+
+
+def _find(table: AnnData, sections: list[Section], spot: str | None) -> tuple[Section, int]:
+    """Section of a spot, and its position there."""
+    if spot is None:
+        xy = sections[0].xy_um
+        away = np.linalg.norm(xy - (xy.min(axis=0) + xy.max(axis=0)) / 2, axis=1)
+        return sections[0], int(np.argmin(np.where(sections[0].usable, away, np.inf)))
+    if spot not in table.obs_names:
+        raise KeyError(f"No spot {spot!r} in the table. It has {table.n_obs} spots, e.g. {list(table.obs_names[:3])}.")
+    row = table.obs_names.get_loc(spot)
+    for section in sections:
+        if row in section.rows:
+            return section, int(np.flatnonzero(section.rows == row)[0])
+    raise KeyError(f"Spot {spot!r} is in none of the sections {[section.name for section in sections]}.")
+
+
+def _draw_tissue(ax: Axes, section: Section, nodes: np.ndarray, patch_um: float) -> None:
+    """The H&E around the spot in µm from it, with a numbered frame round each patch."""
+    xy = section.xy_um
+    away = xy[nodes] - xy[nodes[0]]
+    reach = float(np.abs(away).max() + 0.75 * patch_um)
+    for _, cut in iter_patches(section.geometry, nodes[:1], size_um=2 * reach, size_px=3 * PATCH_PX):
+        ax.imshow(cut[0], extent=(-reach, reach, reach, -reach))
+    for i in range(len(nodes))[::-1]:
+        x, y = away[i]
+        ax.add_patch(
+            Rectangle(
+                (x - patch_um / 2, y - patch_um / 2),
+                patch_um,
+                patch_um,
+                fill=False,
+                edgecolor=OTHER if i else OWN,
+                linewidth=2.2 if i == 0 else 1.4,
+            )
+        )
+        _number(ax, i, x, y)
+    ax.set(xlabel="µm from the spot", aspect="equal", xlim=(-reach, reach), ylim=(reach, -reach))
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _number(ax: Axes, i: int, x: float, y: float) -> None:
+    ax.text(
+        x,
+        y,
+        str(i),
+        color=OWN if i == 0 else OTHER,
+        ha="center",
+        va="center",
+        fontweight="bold",
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )
+
+
+def _draw_hyperedges(ax: Axes, edges: np.ndarray) -> None:
+    """One column for each hyperedge: a large dot for the patch it belongs to, smaller ones for those it joins."""
+    n = len(edges)
+    style: dict[str, Any] = {"color": OTHER, "linewidths": 0, "zorder": 2}
+    for edge in range(n):
+        joined = np.flatnonzero(edges[:, edge])
+        colour = OWN if edge == 0 else OTHER
+        ax.plot([edge, edge], [joined.min(), joined.max()], color=colour, linewidth=1.2, alpha=0.5, zorder=1)
+        others = joined[joined != edge]
+        ax.scatter(np.full(len(others), edge), others, s=50, **style | {"color": colour})
+        ax.scatter([edge], [edge], s=130, **style | {"color": colour})
+    ax.set(
+        xticks=range(n),
+        yticks=range(n),
+        xlabel="hyperedge of patch",
+        ylabel="patch",
+        xlim=(-0.6, n - 0.4),
+        ylim=(n - 0.4, -0.6),
+        aspect="equal",
+    )
+    degree = edges.sum(axis=1).astype(int)
+    ax.set_title(f"hyperedges: patch 0 is in {degree[0]} of {n}", fontsize="medium")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)

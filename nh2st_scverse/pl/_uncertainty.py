@@ -1,0 +1,148 @@
+"""Predictions beside how far they may be off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import Colormap
+from spatialdata import SpatialData
+
+from nh2st_scverse._constants import KEY
+from nh2st_scverse._validators import check_positive
+from nh2st_scverse.data.expression import to_dense
+from nh2st_scverse.pl._expression import (
+    choose_genes,
+    colour_limits,
+    draw_colour_bar,
+    draw_values,
+    find_prediction,
+    predicted_values,
+    score_text,
+    unit_of,
+)
+from nh2st_scverse.pl._figure import (
+    NOT_KNOWN,
+    draw_image,
+    draw_scale_bar,
+    finish,
+    pictures,
+    section_title,
+    tissue_panels,
+)
+
+
+def uncertainty(
+    sdata: SpatialData,
+    genes: str | Sequence[str] | None = None,
+    *,
+    key: str = KEY,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    image_key: str | Mapping[str, str] | None = None,
+    microns_per_pixel: float | None = None,
+    cmap: str | Colormap = "viridis",
+    uncertainty_cmap: str | Colormap = "plasma_r",
+    size: float = 1.0,
+    figsize: tuple[float, float] | None = None,
+    dpi: float | None = None,
+    save: str | Path | None = None,
+    return_ax: bool = False,
+) -> np.ndarray | None:
+    """Draw the H&E, the prediction and its standard deviation: one row for each gene and section.
+
+    Where the second map is dark, the first is not to be trusted. With ``obs["nh2st_novelty"]`` a fourth column shows
+    how unlike the training sections the tissue of a spot is.
+
+    Parameters
+    ----------
+    sdata
+        Object with predictions under `key` and their standard deviations under ``key + "_std"``.
+    genes
+        Genes to draw. None: the four with the highest held-out correlation.
+    key
+        Name under which the predictions were written.
+    table_key
+        Table with the predictions. None: the only one that has them.
+    shapes_key
+        Draw only this section. None: all sections of the table.
+    image_key
+        H&E image, or a mapping of shapes to images. None: the one under the spots.
+    microns_per_pixel
+        Of the image at full resolution, when the object does not tell.
+    cmap, uncertainty_cmap
+        Colour maps of the prediction, and of its standard deviation and the novelty.
+    size
+        Size of the spots relative to their true size.
+    figsize, dpi
+        Size of the figure in inches, and dots per inch.
+    save
+        File to write the figure to.
+    return_ax
+        Return the axes.
+
+    Returns
+    -------
+    Nothing, or with ``return_ax`` an array of :class:`~matplotlib.axes.Axes`, (genes x sections, 3 or 4): H&E,
+    predicted, standard deviation, novelty. A gene has one colour scale for all sections.
+
+    Raises
+    ------
+    KeyError
+        No prediction under `key`, none of its standard deviations, no such table, section or gene.
+    ValueError
+        Genes that were not predicted, an empty list of genes, a size that is not above 0.
+
+    See Also
+    --------
+    expression : measured beside predicted.
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> sdata = nh.datasets.synthetic(width_um=1200)
+    >>> nh.tl.predict_expression(sdata, uncertainty=True, progress=False)  # doctest: +SKIP
+    >>> nh.pl.uncertainty(sdata, "TUMOUR01")  # doctest: +SKIP
+    """
+    check_positive(size, argument="size")
+    table_key = find_prediction(sdata, key, table_key)
+    table = sdata.tables[table_key]
+    if f"{key}_std" not in table.layers:
+        raise KeyError(
+            f"Expected standard deviations in layers['{key}_std'], found the layers "
+            f"{[name for name in table.layers if name is not None]}. Predict with uncertainty=True."
+        )
+    panel = choose_genes(table, key, genes)
+    unit = unit_of(table, key)
+    spread = to_dense(table.layers[f"{key}_std"][:, table.var_names.get_indexer(panel)])
+    columns = [
+        ("predicted", predicted_values(table, key, panel), unit, cmap),
+        ("standard deviation", spread, unit, uncertainty_cmap),
+    ]
+    if f"{key}_novelty" in table.obs:
+        novelty = table.obs[f"{key}_novelty"].to_numpy(dtype=float)
+        columns.append(("novelty", np.repeat(novelty[:, None], len(panel), axis=1), "novelty", uncertainty_cmap))
+    drawn = pictures(
+        sdata, table_key=table_key, shapes_key=shapes_key, image_key=image_key, microns_per_pixel=microns_per_pixel
+    )
+    fig, axes = tissue_panels(drawn * len(panel), 1 + len(columns), extra=0.8 * len(columns), figsize=figsize, dpi=dpi)
+    every = np.concatenate([picture.rows for picture in drawn])
+    rows = iter(axes)
+    for g, gene in enumerate(panel):
+        for picture in drawn:
+            ax = next(rows)
+            draw_image(ax[0], picture)
+            draw_scale_bar(ax[0], picture)
+            ax[0].set_title(f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
+            for panel_ax, (title, values, label, colours) in zip(ax[1:], columns, strict=True):
+                found = (mpl.colormaps[colours] if isinstance(colours, str) else colours).with_extremes(bad=NOT_KNOWN)
+                text = {"predicted": f"{gene}{score_text(table, key, gene)}", "novelty": "novelty of the tissue"}
+                limits = colour_limits([values[every, g]], None, None)
+                spots = draw_values(
+                    panel_ax, picture, values[picture.rows, g], text.get(title, f"{gene}  {title}"), limits, found, size
+                )
+                draw_colour_bar(panel_ax, spots, values[every, g], label)
+    finish(fig, save, dpi)
+    return axes if return_ax else None

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import nh2st_scverse as nh
+from nh2st_scverse.data.section import find_sections
+
+
+@pytest.fixture
+def featured(two):
+    """Two sections with features: those of the spots left and right of the middle point in two directions."""
+    table = two["table"]
+    features = np.random.default_rng(0).normal(size=(table.n_obs, 8)).astype(np.float32)
+    table.obsm["nh2st_features"] = features
+    table.uns["nh2st"]["patch_um"] = 60.0
+    return two
+
+
+def test_a_spot_its_patches_and_hyperedges(featured, state, tmp_path):
+    before = state(featured)
+    table = featured["table"]
+    section = find_sections(featured)[1][1]
+    at = int(np.argmin(np.linalg.norm(section.xy_um - section.xy_um.mean(axis=0), axis=1)))
+    name = table.obs_names[section.rows[at]]
+    tissue, patches, edges = nh.pl.neighbourhood(featured, name, save=tmp_path / "spot", return_ax=True)
+    assert tissue.get_title() == f"{name}  section_1"
+    nodes = section.neighbours.nodes[at]
+    frames = {text.get_text(): frame for text, frame in zip(tissue.texts, tissue.patches, strict=True)}
+    for i, node in enumerate(nodes):
+        frame = frames[str(i)]
+        assert frame.get_width() == frame.get_height() == 60
+        np.testing.assert_allclose(frame.get_center(), section.xy_um[node] - section.xy_um[at], atol=1e-6)
+    assert patches.get_title() == "patches of 60 µm, by distance" and len(patches.texts) == 9
+
+    # three nodes most alike by cosine of the standardised features, and the node itself, in every hyperedge
+    x = table.obsm["nh2st_features"][section.rows]
+    x = ((x - x.mean(axis=0)) / x.std(axis=0))[nodes]
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    drawn = np.concatenate([c.get_offsets() for c in edges.collections]).astype(int)
+    for edge in range(9):
+        alike = np.argsort(-(x @ x[edge]))[:4]
+        assert set(drawn[drawn[:, 0] == edge, 1]) == set(alike)
+    degree = sum(0 in drawn[drawn[:, 0] == edge, 1] for edge in range(9))
+    assert edges.get_title() == f"hyperedges: patch 0 is in {degree} of 9"
+    assert (tmp_path / "spot.png").stat().st_size > 0
+    assert state(featured) == before
+
+
+def test_without_a_name_the_spot_in_the_middle(featured):
+    del featured["table"].uns["nh2st"]
+    tissue, patches, _ = nh.pl.neighbourhood(featured, return_ax=True)
+    name = tissue.get_title().split()[0]
+    section = find_sections(featured)[1][0]
+    row = featured["table"].obs_names.get_loc(name)
+    away = section.xy_um[section.rows == row][0] - (section.xy_um.min(axis=0) + section.xy_um.max(axis=0)) / 2
+    assert np.abs(away).max() < 100
+    assert patches.get_title() == "patches of 75 µm, by distance"  # the default for this spacing
+
+
+def test_wrong_arguments(two, featured):
+    with pytest.raises(KeyError, match=r"No spot 'nonsense' in the table\. It has \d+ spots, e\.g\."):
+        nh.pl.neighbourhood(featured, "nonsense")
+    other = featured["table"].obs_names[featured["table"].obs["region"] == "section_1_spots"][0]
+    with pytest.raises(KeyError, match=rf"Spot '{other}' is in none of the sections \['section_0_spots'\]"):
+        nh.pl.neighbourhood(featured, other, shapes_key="section_0_spots")
+    with pytest.raises(TypeError, match="Expected a SpatialData object, found AnnData"):
+        nh.pl.neighbourhood(featured["table"])
+    del featured["table"].obsm["nh2st_features"]
+    with pytest.raises(KeyError, match=r"features of the images in obsm\['nh2st_features'\].*predict_expression"):
+        nh.pl.neighbourhood(featured)
+    assert not plt.get_fignums()
