@@ -238,7 +238,7 @@ class NH2ST:
             spacing_um=float(np.median([s.spacing_um for s in sections])),
             encoder=encoder.name,
             encoder_hash=encoder.weights_hash,
-            encoder_dim=encoder.dim,
+            encoder_dim=encoder.dim or members[0].n_features,
             patch_px=encoder.input_size,
             trained_on={s.name: str(g) for s, g in zip(sections, groups, strict=True)},
             seed=seed,
@@ -259,6 +259,11 @@ class NH2ST:
         -------
         (n_spots, n_genes) float32, the mean over the members; NaN for spots without a usable image.
         """
+        if section.features is not None and section.features.shape[1] != self.members[0].n_features:
+            raise ValueError(
+                f"The model was trained on {self.members[0].n_features} features ({self.encoder}), found "
+                f"{section.features.shape[1]} in section {section.name!r}."
+            )
         spots = stack([section], standardise=self.config.standardise == "section").to(device)
         total = torch.zeros(section.n_spots, len(self.genes))
         with torch.inference_mode():
@@ -400,9 +405,7 @@ class NH2ST:
             "pearson": [None if np.isnan(v) else float(v) for v in self.scores["pearson"]],
             "n_members": len(self.members),
             "n_inputs": [m.network.query_projection.in_features for m in self.members],
-            "n_features": len(first.projection.mean)
-            if first.projection
-            else first.network.query_projection.in_features,
+            "n_features": first.n_features,
             "packages": {"nh2st-scverse": __version__} | {name: version(name) for name in PACKAGES},
         }
 

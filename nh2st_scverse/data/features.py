@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from tqdm.auto import tqdm
 
+from nh2st_scverse.data.expression import to_dense
 from nh2st_scverse.data.feature_cache import FeatureCache
 from nh2st_scverse.data.patches import ahead, batches, cut
 from nh2st_scverse.data.section import Section
@@ -87,3 +90,54 @@ def encode(
                 cache.put(at, field, found)
             bar.update(len(patches))
     return features
+
+
+def look_up(section: Section, table: AnnData, tables: Mapping[str, AnnData], key: str) -> np.ndarray:
+    """Features (n_spots, dim) float32 of a section that were computed elsewhere.
+
+    Parameters
+    ----------
+    section
+        Its spots.
+    table
+        The table of the section; `key` may be in its ``.obsm``.
+    tables
+        All tables of the object; `key` may be one whose X holds features, matched by instance id or name.
+    key
+        Where the features are.
+
+    Raises
+    ------
+    KeyError
+        They are in neither.
+    ValueError
+        Some spots have none, or not all are finite.
+    """
+    if key in table.obsm:
+        found = np.asarray(table.obsm[key], dtype=np.float32)[section.rows]
+    elif key in tables:
+        other = tables[key]
+        attributes = other.uns.get("spatialdata_attrs")
+        if attributes:
+            other = other[(other.obs[attributes["region_key"]].astype(str) == section.name).to_numpy()]
+        names = other.obs[attributes["instance_key"]] if attributes else other.obs_names
+        wanted = section.geometry.instances if attributes else table.obs_names[section.rows]
+        at = pd.Index(names).astype(str).get_indexer(pd.Index(wanted).astype(str))
+        if (at < 0).any():
+            raise ValueError(
+                f"Table {key!r} has no features for {int((at < 0).sum())} of {section.n_spots} spots of "
+                f"{section.name!r}, e.g. {list(wanted[at < 0][:3])}; it has e.g. {list(names[:3])}."
+            )
+        found = to_dense(other.X)[at].astype(np.float32)
+    else:
+        raise KeyError(
+            f"Expected features {key!r} in .obsm of the table or among the tables, found .obsm {list(table.obsm)} and "
+            f"tables {list(tables)}."
+        )
+    lacking = ~np.isfinite(found).all(axis=1) & section.usable
+    if lacking.any():
+        raise ValueError(
+            f"Expected finite features {key!r}, found NaN or infinite ones for {int(lacking.sum())} of "
+            f"{section.n_spots} spots of {section.name!r}. Drop these rows of the table."
+        )
+    return found

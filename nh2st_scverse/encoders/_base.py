@@ -7,6 +7,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from nh2st_scverse.encoders._precomputed import PREFIX, Precomputed
+
 DEFAULT = "efficientnet_lite0"
 NAMED = {DEFAULT: "EfficientNetLite0", "resnet18": "ResNet18"}
 
@@ -45,8 +47,8 @@ def get(encoder: str | Encoder = DEFAULT) -> Encoder:
     Parameters
     ----------
     encoder
-        ``"efficientnet_lite0"``, the offline default, ``"resnet18"``, which is to be trained, or an object with the
-        interface of :class:`Encoder`.
+        ``"efficientnet_lite0"``, the offline default, ``"resnet18"``, which is to be trained, ``"precomputed:<key>"``,
+        or an object with the interface of :class:`Encoder`.
 
     Returns
     -------
@@ -66,6 +68,8 @@ def get(encoder: str | Encoder = DEFAULT) -> Encoder:
     1704
     """
     if isinstance(encoder, str):
+        if encoder.startswith(PREFIX):
+            return Precomputed(encoder.removeprefix(PREFIX))
         if encoder not in NAMED:
             raise ValueError(
                 f"Expected encoder= to be one of {list(NAMED)} or an encoder object, found {encoder!r}. Wrap your own "

@@ -52,7 +52,7 @@ class Member(nn.Module):
         self, config: Config, n_features: int, n_inputs: int, n_genes: int, trunk: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.n_features = config, n_features
         self.trunk = trunk
         self.projection = Projection(n_features, n_inputs) if config.n_components else None
         self.network = NH2STNetwork(config, n_inputs, n_genes)

@@ -46,6 +46,7 @@ def cross_validate(
     device: str = "auto",
     seed: int = 0,
     progress: bool = True,
+    cache_dir: str | Path | None = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
@@ -73,7 +74,7 @@ def cross_validate(
         patch for each spot and the features as the encoder gives them.
     table_key, shapes_key, image_key, layer, microns_per_pixel, allow, device, seed, progress
         As in :func:`train`.
-    checkpoint_dir, resume, trainer_kwargs, settings
+    cache_dir, checkpoint_dir, resume, trainer_kwargs, settings
         As in :func:`train`.
 
     Returns
@@ -134,8 +135,8 @@ def cross_validate(
             add_expression(prepared, config, genes=panel, n_genes=None, layer=layer)
         if i == 0:
             if wanted:
-                add_images(prepared, replace(config, fine_tune=False), frozen, progress=progress)
-            add_images(prepared, config, used, progress=progress)
+                add_images(prepared, replace(config, fine_tune=False), frozen, progress=progress, cache_dir=cache_dir)
+            add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)
         fold = outer_folds(outer, config, seed)[0][i]  # the same one, now with features and expression
         train_groups = [group_of[section.name] for section in fold.train]
         model = fit(

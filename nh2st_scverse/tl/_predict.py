@@ -51,6 +51,7 @@ def predict_expression(
     device: str = "auto",
     seed: int = 0,
     progress: bool = True,
+    cache_dir: str | Path | None = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
@@ -83,6 +84,8 @@ def predict_expression(
         As in :func:`train`; with a `model` the encoder it was trained with, if that was an object of yours.
     table_key, shapes_key, image_key
         Elements of the object; None means the only candidate.
+    cache_dir
+        Folder in which features are kept while they are computed: an interrupted encoding goes on where it stopped.
     microns_per_pixel
         Of the image at full resolution, when the object does not tell.
     allow
@@ -161,7 +164,7 @@ def predict_expression(
         unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise ValueError(f"{unused} belong to training and have no meaning with a model: pass them to nh.tl.train.")
-        _with_model(sdata, model, encoder, keys, key_added, table_added, device, progress)
+        _with_model(sdata, model, encoder, keys, key_added, table_added, device, progress, cache_dir)
         return
     config = Config.preset(preset, **settings)
     _cross_fit(
@@ -179,6 +182,7 @@ def predict_expression(
         device=device,
         seed=seed,
         progress=progress,
+        cache_dir=cache_dir,
         checkpoint_dir=checkpoint_dir,
         resume=resume,
         trainer_kwargs=trainer_kwargs,
@@ -194,6 +198,7 @@ def _with_model(
     table_added: str | None,
     device: str,
     progress: bool,
+    cache_dir: str | Path | None,
 ) -> None:
     used = encoder_of(model, encoder)
     annotated, new = sdata, None  # a grid that is made for a slide without spots
@@ -223,7 +228,7 @@ def _with_model(
                 section.spacing_um,
                 model.spacing_um,
             )
-    add_images(prepared, model.config, used, patch_px=model.patch_px, progress=progress)
+    add_images(prepared, model.config, used, patch_px=model.patch_px, progress=progress, cache_dir=cache_dir)
     predicted = [model.predict(section, pick_device(device)) for section in prepared.sections]
     scores = model.scores["pearson"].to_numpy()
     about = model.provenance() | {"cross_fitted": False}
@@ -352,6 +357,7 @@ def _cross_fit(
     device: str,
     seed: int,
     progress: bool,
+    cache_dir: str | Path | None,
     checkpoint_dir: str | Path | None,
     resume: bool,
     trainer_kwargs: dict[str, Any] | None,
@@ -363,7 +369,7 @@ def _cross_fit(
     _warn_small(prepared, splits)
     panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer, splits=splits)
     used = choose_encoder(config, encoder)
-    add_images(prepared, config, used, progress=progress)
+    add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)
     folds, _ = outer_folds(prepared, config, seed)  # the same ones, now with features and expression
 
     predicted = [np.full((s.n_spots, len(panel)), np.nan, dtype=np.float32) for s in prepared.sections]

@@ -18,11 +18,11 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.expression import choose_genes, is_logged, log_normalise, matrix, measured, smooth, to_dense
 from nh2st_scverse.data.feature_cache import FeatureCache
-from nh2st_scverse.data.features import encode
+from nh2st_scverse.data.features import encode, look_up
 from nh2st_scverse.data.geometry import is_hexagonal
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches
 from nh2st_scverse.data.section import Section, check_resolution, find_sections, patch_size
-from nh2st_scverse.encoders import Encoder
+from nh2st_scverse.encoders import Encoder, Precomputed
 from nh2st_scverse.nn import Config
 
 
@@ -33,6 +33,7 @@ class Prepared:
     sections: list[Section]
     tables: list[AnnData]  # of each section
     groups: list[str]  # of each section
+    objects: list[SpatialData]  # of each section
     patch_um: float = 0.0
     unit: str = LOG_UNIT
     caches: dict[int, dict[str, Any]] = field(default_factory=dict)  # features to leave in a table, by id(table)
@@ -65,7 +66,7 @@ def collect(
     size = patch_size(sections) if patch_um is None else patch_um
     for section in sections:
         check_resolution(section, size, allow)
-    return Prepared(sections, tables, named, size)
+    return Prepared(sections, tables, named, [objects[name] for name in owner], size)
 
 
 def _as_dict(sdata: Any) -> dict[str, SpatialData]:
@@ -136,7 +137,10 @@ def add_images(
     Where the encoder is trained too, give it its patches, as large as the encoder wants them, or of `patch_px`. With
     `cache_dir` finished batches of features are kept there: an interrupted encoding goes on where it stopped.
     """
-    for section, table in zip(prepared.sections, prepared.tables, strict=True):
+    for section, table, sdata in zip(prepared.sections, prepared.tables, prepared.objects, strict=True):
+        if isinstance(encoder, Precomputed) and not config.fine_tune:
+            section.features = look_up(section, table, sdata.tables, encoder.key)
+            continue
         if encoder is None or config.fine_tune:
             section.patches = _patches(section, prepared.patch_um, encoder.input_size if encoder else patch_px)
             continue

@@ -39,6 +39,7 @@ def train(
     device: str = "auto",
     seed: int = 0,
     progress: bool = True,
+    cache_dir: str | Path | None = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
@@ -83,6 +84,8 @@ def train(
         The same seed on the same machine gives the same model.
     progress
         Show progress bars.
+    cache_dir
+        Folder in which features are kept while they are computed: an interrupted encoding goes on where it stopped.
     checkpoint_dir, resume
         Folder in which every epoch leaves a checkpoint; with ``resume=True`` the same call goes on with the training in
         it, or begins one, and gives the model that it would have given without the break.
@@ -134,7 +137,7 @@ def train(
     prepared = collect(sdata, groups=groups, patch_um=patch_um, allow=allow, n_nodes=config.n_nodes, **keys)
     panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer)
     used = choose_encoder(config, encoder)
-    add_images(prepared, config, used, progress=progress)
+    add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)
     model = fit(
         prepared.sections,
         prepared.groups,
