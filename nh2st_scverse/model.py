@@ -90,6 +90,7 @@ class NH2ST:
         encoder_hash: str,
         encoder_dim: int,
         patch_px: int,
+        stain: dict[str, Any] | None,
         trained_on: dict[str, str],
         seed: int,
         interrupted: bool = False,
@@ -107,6 +108,7 @@ class NH2ST:
         self.encoder_hash = encoder_hash
         self.encoder_dim = encoder_dim
         self.patch_px = patch_px  # side of a patch at the input of the encoder
+        self.stain = stain  # the colours that sections take before they are encoded
         self.trained_on = trained_on
         self.seed = seed
         self.interrupted = interrupted  # the user stopped the training before its end
@@ -121,6 +123,7 @@ class NH2ST:
         *,
         unit: str,
         patch_um: float,
+        stain: dict[str, Any] | None = None,
         encoder: Encoder,
         seed: int = 0,
         accelerator: str = "auto",
@@ -141,8 +144,8 @@ class NH2ST:
             Names of the columns of the expression.
         config
             Settings.
-        unit, patch_um
-            What the sections hold; kept with the model.
+        unit, patch_um, stain
+            What the sections hold, and the colours they took; kept with the model.
         encoder
             What made the features, or gives the trunk that is trained.
         seed
@@ -240,6 +243,7 @@ class NH2ST:
             encoder_hash=encoder.weights_hash,
             encoder_dim=encoder.dim or members[0].n_features,
             patch_px=encoder.input_size,
+            stain=stain,
             trained_on={s.name: str(g) for s, g in zip(sections, groups, strict=True)},
             seed=seed,
             interrupted=stopped,
@@ -486,6 +490,7 @@ _KEPT = (
     "encoder_hash",
     "encoder_dim",
     "patch_px",
+    "stain",
     "trained_on",
     "seed",
 )

@@ -245,17 +245,9 @@ def check_placement(geometry: Geometry, name: str, allowed: frozenset[str] = fro
 
 
 def on_tissue(geometry: Geometry) -> tuple[float, float]:
-    """Fraction of spots on tissue, as they are and with x and y swapped.
-
-    Tissue is what is more colourful than glass: Otsu's threshold on the saturation of a thumbnail.
-    """
+    """Fraction of spots on tissue, as they are and with x and y swapped."""
     picture, level = thumbnail(geometry)
-    picture = picture.astype(np.float32)
-    brightest = picture.max(axis=2)
-    saturation = gaussian((brightest - picture.min(axis=2)) / np.maximum(brightest, 1), 3)
-    if np.ptp(saturation) < 1e-3:
-        return 0.0, 0.0
-    tissue = saturation > threshold_otsu(saturation)
+    tissue = tissue_of(picture)
     step = level.size[0] / picture.shape[1]
     xy = apply_affine(level.from_shapes, geometry.coordinates) / step
 
@@ -265,6 +257,16 @@ def on_tissue(geometry: Geometry) -> tuple[float, float]:
         return float(tissue[at[inside, 1], at[inside, 0]].sum() / len(at))
 
     return fraction(xy), fraction(xy[:, ::-1])
+
+
+def tissue_of(picture: np.ndarray) -> np.ndarray:
+    """What is more colourful than glass on a picture (h, w, 3), by Otsu's threshold on its saturation: (h, w) bool."""
+    picture = picture.astype(np.float32)
+    brightest = picture.max(axis=2)
+    saturation = gaussian((brightest - picture.min(axis=2)) / np.maximum(brightest, 1), 3)
+    if np.ptp(saturation) < 1e-3:
+        return np.zeros(saturation.shape, dtype=bool)
+    return np.asarray(saturation > threshold_otsu(saturation))
 
 
 def patch_size(sections: Iterable[Section]) -> float:

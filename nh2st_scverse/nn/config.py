@@ -24,6 +24,7 @@ class Config:
     # images
     fine_tune: bool = False  # the encoder is trained with the rest; else it is frozen, and features are computed once
     fields: tuple[float, ...] = (1.0, 2.5)  # sides of the fields of view of a spot, in patches
+    stain: str = "none"  # give sections the colours of the training sections: "reinhard", "macenko", "vahadane"
     standardise: str = "section"  # features to mean 0, variance 1 within a section, against stain; or "none"
     n_components: int | None = 256  # principal components of the features that enter the network; None: the features
 
@@ -63,6 +64,7 @@ class Config:
     n_members: int = 3  # at most; each is validated on other training groups
     patience: int = 15
     augment: bool = True  # flips and quarter turns of the patches of a trained encoder
+    stain_jitter: float = 0.0  # spread of random factors of the optical density of each colour of such a patch
     encoder_lr: float = 0.1  # learning rate of a trained encoder, as a factor of lr
     half: bool = True  # a trained encoder computes in 16 bits where the device can
     compile: bool = False  # let torch.compile make faster code of encoder and network, at a start of minutes
@@ -138,6 +140,7 @@ class Config:
 
 
 CHOICES = {
+    "stain": ("none", "reinhard", "macenko", "vahadane"),
     "standardise": ("section", "none"),
     "library": ("genome", "panel"),
     "optimizer": ("adamw", "adam"),

@@ -20,7 +20,7 @@ from nh2st_scverse.nn import Config
 from nh2st_scverse.tl import _baselines
 from nh2st_scverse.tl._evaluate import SCORES, ceilings
 from nh2st_scverse.tl._predict import outer_folds
-from nh2st_scverse.tl._prepare import add_expression, add_images, collect, leave_features
+from nh2st_scverse.tl._prepare import add_expression, add_images, collect, fit_stain, leave_features
 from nh2st_scverse.tl._splits import outer_groups
 from nh2st_scverse.tl._train import DEVICES, choose_encoder, fit
 
@@ -125,7 +125,7 @@ def cross_validate(
     if config.fine_tune and wanted:
         frozen = get()
         logger.info("NH2ST trains its encoder; the baselines use the frozen features of %r.", frozen.name)
-    _, splits = outer_folds(outer, config, seed)
+    before, splits = outer_folds(outer, config, seed)
     rows = []
     for i, split in enumerate(splits):
         honest = replace(config, smooth=False)
@@ -133,7 +133,8 @@ def cross_validate(
         targets = [section.expression for section in prepared.sections]  # what is measured, never smoothed
         if config.smooth:
             add_expression(prepared, config, genes=panel, n_genes=None, layer=layer)
-        if i == 0:
+        if i == 0 or config.stain != "none":  # the colours are those of the training sections
+            fit_stain(prepared, config, before[i].train)
             if wanted:
                 add_images(prepared, replace(config, fine_tune=False), frozen, progress=progress, cache_dir=cache_dir)
             add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)

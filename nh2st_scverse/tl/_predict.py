@@ -25,7 +25,7 @@ from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, principal_genes
 from nh2st_scverse.nn import Config
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
-from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, leave_features
+from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain, leave_features
 from nh2st_scverse.tl._train import DEVICES, choose_encoder, fit
 from nh2st_scverse.train.folds import Fold, make_folds
 
@@ -228,6 +228,7 @@ def _with_model(
                 section.spacing_um,
                 model.spacing_um,
             )
+    prepared.stain = model.stain
     add_images(prepared, model.config, used, patch_px=model.patch_px, progress=progress, cache_dir=cache_dir)
     predicted = [model.predict(section, pick_device(device)) for section in prepared.sections]
     scores = model.scores["pearson"].to_numpy()
@@ -369,12 +370,13 @@ def _cross_fit(
     _warn_small(prepared, splits)
     panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer, splits=splits)
     used = choose_encoder(config, encoder)
-    add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)
-    folds, _ = outer_folds(prepared, config, seed)  # the same ones, now with features and expression
-
     predicted = [np.full((s.n_spots, len(panel)), np.nan, dtype=np.float32) for s in prepared.sections]
     models = []
-    for i, fold in enumerate(folds):
+    for i, before in enumerate(folds):
+        if i == 0 or config.stain != "none":  # the colours are those of the training sections
+            fit_stain(prepared, config, before.train)
+            add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)
+        fold = outer_folds(prepared, config, seed)[0][i]  # the same one, now with features and expression
         model = fit(
             fold.train,
             fold.train_groups,

@@ -22,6 +22,7 @@ from nh2st_scverse.data.features import encode, look_up
 from nh2st_scverse.data.geometry import is_hexagonal
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches
 from nh2st_scverse.data.section import Section, check_resolution, find_sections, patch_size
+from nh2st_scverse.data.stain import Restained, colour_map, fit_reference, recolour
 from nh2st_scverse.encoders import Encoder, Precomputed
 from nh2st_scverse.nn import Config
 
@@ -35,6 +36,7 @@ class Prepared:
     groups: list[str]  # of each section
     objects: list[SpatialData]  # of each section
     patch_um: float = 0.0
+    stain: dict[str, Any] | None = None  # the colours that sections take
     unit: str = LOG_UNIT
     caches: dict[int, dict[str, Any]] = field(default_factory=dict)  # features to leave in a table, by id(table)
 
@@ -123,6 +125,12 @@ def _groups(
     )
 
 
+def fit_stain(prepared: Prepared, config: Config, sections: Sequence[Section]) -> None:
+    """Let all sections take the colours of some, if the settings ask for it."""
+    if config.stain != "none":
+        prepared.stain = fit_reference(sections, config.stain)
+
+
 def add_images(
     prepared: Prepared,
     config: Config,
@@ -141,15 +149,19 @@ def add_images(
         if isinstance(encoder, Precomputed) and not config.fine_tune:
             section.features = look_up(section, table, sdata.tables, encoder.key)
             continue
+        colours = None if prepared.stain is None else colour_map(section, prepared.stain)
         if encoder is None or config.fine_tune:
             section.patches = _patches(section, prepared.patch_um, encoder.input_size if encoder else patch_px)
+            if colours is not None:
+                section.patches = recolour(section.patches, colours)
             continue
-        mark = fingerprint(section, encoder, prepared.patch_um, config.fields, table.obs_names[section.rows])
+        used = encoder if colours is None else Restained(encoder, colours)
+        mark = fingerprint(section, used, prepared.patch_um, config.fields, table.obs_names[section.rows])
         cached = _cached(section, table, mark)
         if cached is None:
-            on_disk = None if cache_dir is None else _on_disk(cache_dir, section, encoder, prepared, config, mark)
+            on_disk = None if cache_dir is None else _on_disk(cache_dir, section, used, prepared, config, mark)
             cached = encode(
-                section, encoder, patch_um=prepared.patch_um, fields=config.fields, progress=progress, cache=on_disk
+                section, used, patch_um=prepared.patch_um, fields=config.fields, progress=progress, cache=on_disk
             )
         section.features = cached
         keep = prepared.caches.setdefault(id(table), _new_cache(table, cached.shape[1]))

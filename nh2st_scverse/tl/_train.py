@@ -16,7 +16,7 @@ from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.model import NH2ST
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, leave_features
+from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain, leave_features
 
 DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
 
@@ -137,6 +137,7 @@ def train(
     prepared = collect(sdata, groups=groups, patch_um=patch_um, allow=allow, n_nodes=config.n_nodes, **keys)
     panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer)
     used = choose_encoder(config, encoder)
+    fit_stain(prepared, config, prepared.sections)
     add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)
     model = fit(
         prepared.sections,
@@ -186,6 +187,7 @@ def fit(
             config,
             unit=prepared.unit,
             patch_um=prepared.patch_um,
+            stain=prepared.stain,
             encoder=encoder,
             seed=seed,
             accelerator=DEVICES[device],

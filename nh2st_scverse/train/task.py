@@ -119,7 +119,7 @@ def encode_once(
     for some in parts:
         images = as_images(spots.inputs[some])
         with torch.autocast(device, torch.bfloat16, enabled=half and has_bfloat16(device)):
-            found.append(member.trunk(flip(images) if augment else images).float())
+            found.append(member.trunk(vary(flip(images), member.config.stain_jitter) if augment else images).float())
     features = torch.cat(found)  # (U, F), or maps (U, channels, h, w)
     return (features if member.projection is None else member.projection(features.flatten(1))), local
 
@@ -138,6 +138,14 @@ def flip(images: Tensor) -> Tensor:
         images = torch.where(which[:, None, None, None], images.flip(dims), images)
     which = torch.rand(len(images), device=images.device) < 0.5
     return torch.where(which[:, None, None, None], images.transpose(2, 3), images)
+
+
+def vary(images: Tensor, jitter: float) -> Tensor:
+    """Stain images (U, 3, side, side) of 0 to 1 stronger or weaker, each colour by a factor of its own."""
+    if not jitter:
+        return images
+    factors = 1 + jitter * torch.randn(len(images), 3, 1, 1, device=images.device)
+    return images.clamp(min=1 / 255) ** factors.clamp(min=0.1)  # light that passes is exp(-density)
 
 
 def predict_batch(member: Member, spots: Spots, batch: Tensor) -> Tensor:
