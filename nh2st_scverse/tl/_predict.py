@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,7 @@ def _with_model(
     table_added: str | None,
     device: str,
     progress: bool,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> None:
     used = encoder_of(model, encoder)
     annotated, new = sdata, None  # a grid that is made for a slide without spots
@@ -221,7 +223,7 @@ def _with_model(
                 section.spacing_um,
                 model.spacing_um,
             )
-    add_images(prepared, model.config, used, progress=progress)
+    add_images(prepared, model.config, used, progress=progress, cache_dir=cache_dir)
     predicted = [model.predict(section, pick_device(device)) for section in prepared.sections]
     scores = model.scores["pearson"].to_numpy()
     about = model.provenance() | {"cross_fitted": False}
