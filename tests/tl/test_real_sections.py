@@ -171,7 +171,7 @@ def test_a_slide_without_its_spots_is_predicted_as_with_them(data_dir: Path) -> 
     near = distance * 0.69 < 25  # µm
     assert near.mean() > 0.85  # the grid covers the tissue
     a, b = spots[near, model.genes].layers["nh2st"], places.X[nearest[near]]
-    assert np.median([np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]) > 0.9
+    assert np.median([np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]) > 0.85
 
 
 @pytest.mark.slow
