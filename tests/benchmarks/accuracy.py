@@ -3,9 +3,9 @@
     python tests/benchmarks/accuracy.py                    # all five data sets, about an hour on two cores
     python tests/benchmarks/accuracy.py her2st mob --out scores
 
-Needs the folder of real sections (NH2ST_DATA, else ../shared/data). Groups are held out as the data sets allow: sections
-of her2st and of the two Visium tissues, mice of mob, blocks of colon. Targets are not smoothed, the panel has the 250
-genes of highest mean, chosen on the training groups of each fold.
+Needs the folder of real sections (NH2ST_DATA, else ../shared/data). Groups are held out as the data sets allow:
+sections of her2st and of the two Visium tissues, mice of mob, blocks of colon. Targets are not smoothed, the panel has
+the 250 genes of highest mean, chosen on the training groups of each fold.
 """
 
 from __future__ import annotations
