@@ -46,6 +46,7 @@ def expression(
     image_key: str | Mapping[str, str] | None = None,
     microns_per_pixel: float | None = None,
     shared: bool = True,
+    difference: bool = False,
     vmin: float | None = None,
     vmax: float | None = None,
     cmap: str | Colormap = "viridis",
@@ -87,6 +88,8 @@ def expression(
     shared
         One colour scale for measured and predicted. In both cases a gene has the same scale in all sections, which
         runs from the 2 % to the 98 % quantile.
+    difference
+        Add a column with predicted less measured: where the prediction is too high, and where too low.
     vmin, vmax
         Limits of the colours, instead of the quantiles.
     cmap
@@ -103,22 +106,26 @@ def expression(
     Returns
     -------
     Nothing, or with ``return_ax`` an array of :class:`~matplotlib.axes.Axes`, (genes x sections, 3): H&E, measured,
-    predicted; the sections of a gene follow each other. A table that has predictions only (made with ``table_added``)
-    has no measured column: (genes x sections, 2).
+    predicted (and difference); the sections of a gene follow each other. A table that has predictions only (made with
+    ``table_added``) has no measured column: (genes x sections, 2).
 
     Raises
     ------
     KeyError
         No prediction under `key`, no such table, layer, section or gene.
     ValueError
-        Genes that were not predicted, or an empty list of genes.
+        Genes that were not predicted, an empty list of genes, or a difference without measured values of the same unit.
+
+    See Also
+    --------
+    scatter : the same values, one against the other.
 
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.datasets.synthetic(width_um=1200)
-    >>> nh.tl.predict_expression(sdata, progress=False)  # doctest: +SKIP
-    >>> nh.pl.expression(sdata, ["TUMOUR01", "CONTEXT01"])  # doctest: +SKIP
+    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
+    >>> nh.pl.expression(sdata, shapes_key="section_0_spots")
     """
     check_positive(size, argument="size")
     table_key = find_prediction(sdata, key, table_key)
@@ -133,6 +140,11 @@ def expression(
         same_unit = logged or unit == LOG_UNIT
         columns.insert(0, ("measured", measured, unit if same_unit else LOG_UNIT))
         shared = shared and same_unit
+    if difference and not (len(columns) == 2 and same_unit):
+        raise ValueError(
+            f"Expected measured values in the unit of the prediction ({unit}) for a difference, found "
+            + ("counts that are drawn in another unit." if len(columns) == 2 else "a table with predictions only.")
+        )
 
     drawn = pictures(
         sdata,
@@ -142,8 +154,10 @@ def expression(
         microns_per_pixel=microns_per_pixel,
     )
     colours = (mpl.colormaps[cmap] if isinstance(cmap, str) else cmap).with_extremes(bad=NOT_KNOWN)
-    bars = 0.8 * (1 if shared else len(columns))
-    fig, axes = tissue_panels(drawn * len(panel), 1 + len(columns), extra=bars, figsize=figsize, dpi=dpi)
+    signed = mpl.colormaps["RdBu_r"].with_extremes(bad=NOT_KNOWN)
+    bars = 0.8 * ((1 if shared else len(columns)) + difference)
+    n_columns = 1 + len(columns) + difference
+    fig, axes = tissue_panels(drawn * len(panel), n_columns, extra=bars, figsize=figsize, dpi=dpi)
     rows = iter(axes)
     for g, gene in enumerate(panel):
         values = [array[np.concatenate([p.rows for p in drawn]), g] for _, array, _ in columns]
@@ -163,6 +177,14 @@ def expression(
                 spots = draw_values(ax[i + 1], picture, array[picture.rows, g], text, limits[i], colours, size)
                 if last or not shared:
                     draw_colour_bar(ax[i + 1], spots, np.concatenate(values if shared else [values[i]]), bar_label)
+            if difference:
+                error = values[1] - values[0]
+                reach = max(map(abs, colour_limits([error], None, None)))
+                off = (predicted - measured)[picture.rows, g]
+                spots = draw_values(
+                    ax[-1], picture, off, f"{gene}  predicted − measured", (-reach, reach), signed, size
+                )
+                draw_colour_bar(ax[-1], spots, error, unit)
     finish(fig, save, dpi)
     return axes if return_ax else None
 

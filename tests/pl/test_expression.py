@@ -87,6 +87,26 @@ def test_given_colour_limits_win(sdata):
     assert spots(axes[0, 1]).get_cmap().name == "magma"
 
 
+def test_difference_is_a_fourth_column(two):
+    table = two["table"]
+    gene = predicted_genes(two, 1)[0]
+    axes = nh.pl.expression(two, gene, difference=True, return_ax=True)
+    assert axes.shape == (2, 4)
+    at = table.var_names.get_loc(gene)
+    off = table.layers["nh2st"][:, at] - measured(table)[:, at]
+    for i, row in enumerate(axes):
+        own = (table.obs["region"] == f"section_{i}_spots").to_numpy()
+        np.testing.assert_allclose(spots(row[3]).get_array(), off[own], rtol=1e-4, atol=1e-5)
+        assert row[3].get_title() == f"{gene}  predicted − measured"
+        low, high = spots(row[3]).get_clim()
+        assert -low == high > 0  # white is no difference
+    assert spots(axes[0, 3]).get_clim() == spots(axes[1, 3]).get_clim()
+    assert nh.pl.expression(two, gene, return_ax=True).shape == (2, 3)
+    table.uns["nh2st"]["unit"] = "another"
+    with pytest.raises(ValueError, match=r"in the unit of the prediction \(another\) for a difference, found counts"):
+        nh.pl.expression(two, gene, difference=True)
+
+
 def test_a_constant_gene_can_be_drawn(sdata):
     table = sdata["table"]
     gene = predicted_genes(sdata, 1)[0]
