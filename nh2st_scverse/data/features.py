@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from tqdm.auto import tqdm
 
+from nh2st_scverse.data.cluster import encode_on_cluster
 from nh2st_scverse.data.expression import to_dense
 from nh2st_scverse.data.feature_cache import FeatureCache
+from nh2st_scverse.data.geometry import Geometry
 from nh2st_scverse.data.patches import ahead, batches, cut
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
@@ -24,6 +27,7 @@ def encode(
     fields: Sequence[float] = (1.0,),
     progress: bool = True,
     cache: FeatureCache | None = None,
+    client: Any = None,
 ) -> np.ndarray:
     """Encode the patches of every usable spot.
 
@@ -44,6 +48,8 @@ def encode(
         Show a progress bar.
     cache
         Where finished batches are kept on disk; what it has already is not encoded again.
+    client
+        ``distributed.Client`` of a dask cluster that encodes, instead of this process.
 
     Returns
     -------
@@ -77,19 +83,28 @@ def encode(
         disable=not progress,
     ) as bar:
         work = [(some[at], patch_um * fields[field]) for at, field in todo]
-        patches_of = ahead(cut(section.geometry, work, size_px=encoder.input_size))
-        for (at, field), patches in zip(todo, patches_of, strict=True):
-            found = np.asarray(encoder(patches), dtype=np.float32)
-            if found.shape != (len(patches), encoder.dim):
+        given = section.geometry, encoder, work
+        for i, found in _encode(*given) if client is None else encode_on_cluster(*given, client):
+            at, field = todo[i]
+            wanted = (len(some[at]), encoder.dim)
+            if found.shape != wanted:
                 raise ValueError(
-                    f"Expected encoder {encoder.name!r} to give features of shape {(len(patches), encoder.dim)}, found "
-                    f"{found.shape}. Does its dim say what it returns?"
+                    f"Expected encoder {encoder.name!r} to give features of shape {wanted}, found {found.shape}. Does "
+                    "its dim say what it returns?"
                 )
             features[some[at], columns[field]] = found
             if cache is not None:
                 cache.put(at, field, found)
-            bar.update(len(patches))
+            bar.update(len(found))
     return features
+
+
+def _encode(
+    geometry: Geometry, encoder: Encoder, work: Sequence[tuple[np.ndarray, float]]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Encode batches one after the other, as :func:`encode_on_cluster` does."""
+    for i, patches in enumerate(ahead(cut(geometry, work, size_px=encoder.input_size))):
+        yield i, np.asarray(encoder(patches), dtype=np.float32)
 
 
 def look_up(section: Section, table: AnnData, tables: Mapping[str, AnnData], key: str) -> np.ndarray:

@@ -47,6 +47,7 @@ def cross_validate(
     seed: int = 0,
     progress: bool = True,
     cache_dir: str | Path | None = None,
+    client: Any = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
@@ -74,7 +75,7 @@ def cross_validate(
         patch for each spot and the features as the encoder gives them.
     table_key, shapes_key, image_key, layer, microns_per_pixel, allow, device, seed, progress
         As in :func:`train`.
-    cache_dir, checkpoint_dir, resume, trainer_kwargs, settings
+    cache_dir, client, checkpoint_dir, resume, trainer_kwargs, settings
         As in :func:`train`.
 
     Returns
@@ -136,8 +137,15 @@ def cross_validate(
         if i == 0 or config.stain != "none":  # the colours are those of the training sections
             fit_stain(prepared, config, before[i].train)
             if wanted:
-                add_images(prepared, replace(config, fine_tune=False), frozen, progress=progress, cache_dir=cache_dir)
-            add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)
+                add_images(
+                    prepared,
+                    replace(config, fine_tune=False),
+                    frozen,
+                    progress=progress,
+                    cache_dir=cache_dir,
+                    client=client,
+                )
+            add_images(prepared, config, used, progress=progress, cache_dir=cache_dir, client=client)
         fold = outer_folds(outer, config, seed)[0][i]  # the same one, now with features and expression
         train_groups = [group_of[section.name] for section in fold.train]
         model = fit(

@@ -52,6 +52,7 @@ def predict_expression(
     seed: int = 0,
     progress: bool = True,
     cache_dir: str | Path | None = None,
+    client: Any = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
@@ -86,6 +87,8 @@ def predict_expression(
         Elements of the object; None means the only candidate.
     cache_dir
         Folder in which features are kept while they are computed: an interrupted encoding goes on where it stopped.
+    client
+        ``distributed.Client`` of a dask cluster, whose workers then read and encode the patches.
     microns_per_pixel
         Of the image at full resolution, when the object does not tell.
     allow
@@ -164,7 +167,7 @@ def predict_expression(
         unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise ValueError(f"{unused} belong to training and have no meaning with a model: pass them to nh.tl.train.")
-        _with_model(sdata, model, encoder, keys, key_added, table_added, device, progress, cache_dir)
+        _with_model(sdata, model, encoder, keys, key_added, table_added, device, progress, cache_dir, client)
         return
     config = Config.preset(preset, **settings)
     _cross_fit(
@@ -183,6 +186,7 @@ def predict_expression(
         seed=seed,
         progress=progress,
         cache_dir=cache_dir,
+        client=client,
         checkpoint_dir=checkpoint_dir,
         resume=resume,
         trainer_kwargs=trainer_kwargs,
@@ -199,6 +203,7 @@ def _with_model(
     device: str,
     progress: bool,
     cache_dir: str | Path | None,
+    client: Any,
 ) -> None:
     used = encoder_of(model, encoder)
     annotated, new = sdata, None  # a grid that is made for a slide without spots
@@ -229,7 +234,9 @@ def _with_model(
                 model.spacing_um,
             )
     prepared.stain = model.stain
-    add_images(prepared, model.config, used, patch_px=model.patch_px, progress=progress, cache_dir=cache_dir)
+    add_images(
+        prepared, model.config, used, patch_px=model.patch_px, progress=progress, cache_dir=cache_dir, client=client
+    )
     predicted = [model.predict(section, pick_device(device)) for section in prepared.sections]
     scores = model.scores["pearson"].to_numpy()
     about = model.provenance() | {"cross_fitted": False}
@@ -359,6 +366,7 @@ def _cross_fit(
     seed: int,
     progress: bool,
     cache_dir: str | Path | None,
+    client: Any,
     checkpoint_dir: str | Path | None,
     resume: bool,
     trainer_kwargs: dict[str, Any] | None,
@@ -375,7 +383,7 @@ def _cross_fit(
     for i, before in enumerate(folds):
         if i == 0 or config.stain != "none":  # the colours are those of the training sections
             fit_stain(prepared, config, before.train)
-            add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)
+            add_images(prepared, config, used, progress=progress, cache_dir=cache_dir, client=client)
         fold = outer_folds(prepared, config, seed)[0][i]  # the same one, now with features and expression
         model = fit(
             fold.train,

@@ -16,6 +16,7 @@ from spatialdata import SpatialData
 from nh2st_scverse._constants import FEATURES, LOG_UNIT
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_positive
+from nh2st_scverse.data.cluster import check_client
 from nh2st_scverse.data.expression import choose_genes, is_logged, log_normalise, matrix, measured, smooth, to_dense
 from nh2st_scverse.data.feature_cache import FeatureCache
 from nh2st_scverse.data.features import encode, look_up
@@ -139,12 +140,16 @@ def add_images(
     patch_px: int = 0,
     progress: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
+    client: Any = None,
 ) -> None:
     """Give every section its features, from the table when they are there and still fit.
 
     Where the encoder is trained too, give it its patches, as large as the encoder wants them, or of `patch_px`. With
-    `cache_dir` finished batches of features are kept there: an interrupted encoding goes on where it stopped.
+    `cache_dir` finished batches of features are kept there: an interrupted encoding goes on where it stopped. With
+    `client` the workers of a dask cluster encode.
     """
+    if client is not None:
+        check_client(client)
     for section, table, sdata in zip(prepared.sections, prepared.tables, prepared.objects, strict=True):
         if isinstance(encoder, Precomputed) and not config.fine_tune:
             section.features = look_up(section, table, sdata.tables, encoder.key)
@@ -161,7 +166,13 @@ def add_images(
         if cached is None:
             on_disk = None if cache_dir is None else _on_disk(cache_dir, section, used, prepared, config, mark)
             cached = encode(
-                section, used, patch_um=prepared.patch_um, fields=config.fields, progress=progress, cache=on_disk
+                section,
+                used,
+                patch_um=prepared.patch_um,
+                fields=config.fields,
+                progress=progress,
+                cache=on_disk,
+                client=client,
             )
         section.features = cached
         keep = prepared.caches.setdefault(id(table), _new_cache(table, cached.shape[1]))

@@ -40,6 +40,7 @@ def train(
     seed: int = 0,
     progress: bool = True,
     cache_dir: str | Path | None = None,
+    client: Any = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
@@ -86,6 +87,8 @@ def train(
         Show progress bars.
     cache_dir
         Folder in which features are kept while they are computed: an interrupted encoding goes on where it stopped.
+    client
+        ``distributed.Client`` of a dask cluster, whose workers then read and encode the patches.
     checkpoint_dir, resume
         Folder in which every epoch leaves a checkpoint; with ``resume=True`` the same call goes on with the training in
         it, or begins one, and gives the model that it would have given without the break.
@@ -138,7 +141,7 @@ def train(
     panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer)
     used = choose_encoder(config, encoder)
     fit_stain(prepared, config, prepared.sections)
-    add_images(prepared, config, used, progress=progress, cache_dir=cache_dir)
+    add_images(prepared, config, used, progress=progress, cache_dir=cache_dir, client=client)
     model = fit(
         prepared.sections,
         prepared.groups,

@@ -1,0 +1,50 @@
+"""Encoding on a dask cluster: a task for each batch of patches, read and encoded where a worker is free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import dask
+import numpy as np
+from distributed import Client, as_completed
+
+from nh2st_scverse.data.geometry import Geometry
+from nh2st_scverse.data.patches import cut
+from nh2st_scverse.encoders import Encoder
+
+
+def check_client(client: Any) -> None:
+    """Raise TypeError unless it is a connected client of dask."""
+    if not isinstance(client, Client):
+        raise TypeError(
+            f"Expected client=distributed.Client(...) of a dask cluster, found {type(client).__name__}. One on this "
+            "machine: distributed.Client(n_workers=2, threads_per_worker=1)."
+        )
+
+
+def encode_on_cluster(
+    geometry: Geometry, encoder: Encoder, work: Sequence[tuple[np.ndarray, float]], client: Client
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Encode batches (positions of spots, side of their patches in µm); dask gives those of a lost worker to others.
+
+    Yields
+    ------
+    Position of the batch and its features (b, dim), in the order in which they are done.
+    """
+    # on every worker, so that the loss of one loses neither; under new names, since old ones may just be going
+    shared = client.scatter([geometry, encoder], broadcast=True, hash=False)
+    futures = {
+        client.submit(_encode, *shared, spots, size_um, pure=False): i for i, (spots, size_um) in enumerate(work)
+    }
+    try:
+        for future, found in as_completed(list(futures), with_results=True):
+            yield futures[future], found
+    finally:
+        client.cancel(list(futures))
+
+
+def _encode(geometry: Geometry, encoder: Encoder, spots: np.ndarray, size_um: float) -> np.ndarray:
+    with dask.config.set(scheduler="synchronous"):  # a task that waits for tasks would wait for its own worker
+        patches = next(cut(geometry, [(spots, size_um)], size_px=encoder.input_size))
+    return np.asarray(encoder(patches), dtype=np.float32)
