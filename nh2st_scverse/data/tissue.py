@@ -68,10 +68,6 @@ def detect_tissue(geometry: Geometry, min_piece_um: float) -> Tissue:
     squidpy enlarges its mask to the size of the image it gets: it gets the thumbnail alone, so that memory does not
     depend on the slide. Pieces smaller than a square of side `min_piece_um` (dust, fiducials) are left out.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of its imports
-        from squidpy.experimental.im import detect_tissue as by_squidpy
-
     picture, level = thumbnail(geometry, THUMBNAIL)
     every = -(-max(picture.shape) // THUMBNAIL)
     picture = np.ascontiguousarray(picture[::every, ::every])
@@ -82,16 +78,20 @@ def detect_tissue(geometry: Geometry, min_piece_um: float) -> Tissue:
     before = log.level
     log.setLevel(logging.WARNING)  # each step would be a message
     try:
-        found = by_squidpy(
-            small,
-            "thumbnail",
-            channel_format="rgb",
-            corners_are_background=False,  # glass is what is bright, also where tissue fills a corner
-            min_specimen_area_frac=min(0.5, (min_piece_um / side_um) ** 2 / picture[..., 0].size),
-            n_samples=picture[..., 0].size,  # every piece
-            close_holes_smaller_than_frac=HOLES,
-            inplace=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what its libraries say about themselves
+            from squidpy.experimental.im import detect_tissue as by_squidpy
+
+            found = by_squidpy(
+                small,
+                "thumbnail",
+                channel_format="rgb",
+                corners_are_background=False,  # glass is what is bright, also where tissue fills a corner
+                min_specimen_area_frac=min(0.5, (min_piece_um / side_um) ** 2 / picture[..., 0].size),
+                n_samples=picture[..., 0].size,  # every piece
+                close_holes_smaller_than_frac=HOLES,
+                inplace=False,
+            )
     finally:
         log.setLevel(before)
     mask = np.asarray(found) > 0

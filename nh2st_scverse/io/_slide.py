@@ -84,7 +84,7 @@ def slide(
     >>> pixels = np.full((600, 800, 3), 230, dtype="uint8")
     >>> tifffile.imwrite(path, pixels, metadata={"PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "µm"})
     >>> sdata = nh.io.slide(path)
-    >>> sdata.coordinate_systems
+    >>> sorted(sdata.coordinate_systems)
     ['S1', 'S1_microns']
     """
     path = Path(path)
@@ -192,6 +192,9 @@ def _read_block(
 
 
 def _open(path: str, version: int, series: int, level: int) -> Any:
+    """One level as a zarr array; `version` is the modification time of the file when it was read first."""
+    if not os.path.isfile(path) or os.stat(path).st_mtime_ns != version:
+        raise OSError(f"{path} has changed or gone since it was read: read the slide again.")
     with _opening:
         return _opened(path, version, series, level)
 
@@ -201,9 +204,6 @@ _opening = threading.Lock()
 
 @lru_cache(maxsize=32)
 def _opened(path: str, version: int, series: int, level: int) -> Any:
-    """One level as a zarr array on the open file; `version` is its modification time."""
-    if not os.path.isfile(path) or os.stat(path).st_mtime_ns != version:
-        raise OSError(f"{path} has changed or gone since it was read: read the slide again.")
     store = tifffile.TiffFile(path).series[series].aszarr(level=level)
     return zarr.open_array(store, mode="r")
 

@@ -198,7 +198,7 @@ def test_what_is_no_slide_is_refused(tmp_path: Path, pixels: np.ndarray) -> None
 def test_a_slide_that_changed_is_noticed(tmp_path: Path, pixels: np.ndarray) -> None:
     path = write_ome(tmp_path / "S1.ome.tif", pixels, PhysicalSizeX=0.5, PhysicalSizeXUnit="µm")
     sdata = nh.io.slide(path)
-    module._opened.cache_clear()
+    sdata.images["S1_image"]["scale2"]["image"].compute()
     path.unlink()
     with pytest.raises(OSError, match="changed or gone since it was read"):
         sdata.images["S1_image"]["scale2"]["image"].compute()
