@@ -91,7 +91,7 @@ def scatter(
     >>> import nh2st_scverse as nh
     >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
-    >>> nh.pl.scatter(sdata, ["TUMOUR01", "STROMA01"])
+    >>> nh.pl.scatter(sdata)
     """
     check_positive(size, argument="size")
     check_positive(ncols, argument="ncols")
