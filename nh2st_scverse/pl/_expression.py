@@ -59,8 +59,9 @@ def expression(
     """Draw H&E, measured and predicted expression side by side: one row for each gene and section.
 
     Spots are drawn in their true size on a faint copy of the H&E. The title of a prediction gives the correlation of
-    the gene on tissue that its predictor had not seen (``var["nh2st_pearson"]``): how far to trust it; and its noise
-    ceiling, after :func:`nh2st_scverse.tl.evaluate`. Spots without a prediction are grey.
+    the gene on tissue that its predictor had not seen (``var["nh2st_pearson"]``): how far to trust it. After
+    :func:`nh2st_scverse.tl.evaluate` its noise ceiling stands behind it: r = 0.60 of 0.77. Spots without a prediction
+    are grey.
 
     Predictions vary less than measurements, which have counting noise on top. With one colour scale for both, as is the
     default, this is seen as it is, and a gene that is hardly predicted looks flat. ``shared=False`` gives each its own
@@ -314,7 +315,7 @@ def score_text(table: AnnData, key: str, gene: str) -> str:
     )
     if np.isnan(r):
         return ""
-    return f"  r = {r:.2f}" + ("" if np.isnan(ceiling) else f" (ceiling {ceiling:.2f})")
+    return f"  r = {r:.2f}" + ("" if np.isnan(ceiling) else f" of {ceiling:.2f}")
 
 
 def colour_limits(arrays: Sequence[np.ndarray], vmin: float | None, vmax: float | None) -> tuple[float, float]:

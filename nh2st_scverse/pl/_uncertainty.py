@@ -104,7 +104,7 @@ def uncertainty(
     >>> import nh2st_scverse as nh
     >>> sdata = nh.datasets.synthetic(width_um=1200)
     >>> nh.tl.predict_expression(sdata, uncertainty=True, progress=False)  # doctest: +SKIP
-    >>> nh.pl.uncertainty(sdata, "TUMOUR01")  # doctest: +SKIP
+    >>> nh.pl.uncertainty(sdata)  # doctest: +SKIP
     """
     check_positive(size, argument="size")
     table_key = find_prediction(sdata, key, table_key)

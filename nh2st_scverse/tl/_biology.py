@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_rand_score
@@ -190,6 +191,8 @@ def _clusters(values: np.ndarray, resolution: float, seed: int) -> pd.Series:
 
     adata = sc.pp.scale(AnnData(values), copy=True)
     sc.pp.pca(adata, n_comps=min(30, adata.n_vars - 1, adata.n_obs - 1), random_state=seed)
+    threads = torch.get_num_threads()
     sc.pp.neighbors(adata, n_neighbors=min(15, adata.n_obs - 1), random_state=seed)
+    torch.set_num_threads(threads)  # it raises the threads of the whole process, and a later training waits for them
     sc.tl.leiden(adata, resolution=resolution, random_state=seed, flavor="igraph", n_iterations=2, directed=False)
     return adata.obs["leiden"]

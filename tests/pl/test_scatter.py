@@ -31,7 +31,7 @@ def test_one_panel_per_gene_with_every_spot(sdata, state):
         at = table.var_names.get_loc(gene)
         expected = np.column_stack([measured(table)[3:, at], table.layers["nh2st"][3:, at]])
         np.testing.assert_allclose(points(ax), expected[np.lexsort(expected.T)], rtol=1e-5)
-        assert ax.get_title() == f"{gene}  r = {table.var.loc[gene, 'nh2st_pearson']:.2f} (ceiling 0.90)"
+        assert ax.get_title() == f"{gene}  r = {table.var.loc[gene, 'nh2st_pearson']:.2f} of 0.90"
         assert ax.get_xlim() == ax.get_ylim()  # the slope can be read
         (line,) = ax.lines
         np.testing.assert_array_equal(line.get_xdata(), line.get_ydata())
