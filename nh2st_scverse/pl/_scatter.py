@@ -46,7 +46,8 @@ def scatter(
     The title gives the correlation on held-out tissue and, after :func:`nh2st_scverse.tl.evaluate`, its noise ceiling:
     r = 0.60 of 0.77. The dashed line is a perfect prediction. A prediction varies less than the measured values, which
     have counting noise on top, so the cloud is flatter than the line even where it is as good as it can be. Sections
-    have colours of their own: clouds one above the other are a difference between sections that the prediction has not found.
+    have colours of their own: clouds one above the other are a difference between sections that the prediction has not
+    found.
 
     Parameters
     ----------

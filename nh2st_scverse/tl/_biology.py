@@ -127,7 +127,11 @@ def biology(
             obsm={"spatial": section.xy_um[there]},
             layers={"predicted": own["predicted"][:, vary]},
         )
-        row, moran = _compare(adata, n_top, resolution, seed)
+        threads = torch.get_num_threads()
+        try:
+            row, moran = _compare(adata, n_top, resolution, seed)
+        finally:  # scanpy raises the threads of the whole process, and a later training would wait for them
+            torch.set_num_threads(threads)
         rows[section.name] = {"n_spots": int(there.sum()), "n_genes": int(vary.sum())} | row
         patterns.append(moran.assign(section=section.name))
     if not rows:
@@ -191,8 +195,6 @@ def _clusters(values: np.ndarray, resolution: float, seed: int) -> pd.Series:
 
     adata = sc.pp.scale(AnnData(values), copy=True)
     sc.pp.pca(adata, n_comps=min(30, adata.n_vars - 1, adata.n_obs - 1), random_state=seed)
-    threads = torch.get_num_threads()
     sc.pp.neighbors(adata, n_neighbors=min(15, adata.n_obs - 1), random_state=seed)
-    torch.set_num_threads(threads)  # it raises the threads of the whole process, and a later training waits for them
     sc.tl.leiden(adata, resolution=resolution, random_state=seed, flavor="igraph", n_iterations=2, directed=False)
     return adata.obs["leiden"]
