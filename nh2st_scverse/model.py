@@ -16,17 +16,17 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from nh2st_scverse import __version__
 from nh2st_scverse._logging import logger
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse.encoders._torch import trunk_of
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.checkpoint import claim, data_hash
 from nh2st_scverse.train.fit import Interrupted, fit_member, seeded
 from nh2st_scverse.train.folds import make_folds
-from nh2st_scverse.train.scores import gene_pearson
+from nh2st_scverse.train.scores import gene_pearson, nanmean
 from nh2st_scverse.train.spots import stack
 from nh2st_scverse.train.task import predict_batch
 
@@ -225,7 +225,7 @@ class NH2ST:
             if section.expression is not None and scored.sum() > 2:
                 pair = torch.from_numpy(values[scored]), torch.from_numpy(section.expression[scored])
                 per_section.append(gene_pearson(*pair).numpy())
-        mean = _nanmean(np.stack(per_section)) if per_section else np.full(len(genes), np.nan)
+        mean = nanmean(np.stack(per_section)) if per_section else np.full(len(genes), np.nan)
         everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
         table = pd.concat(history, ignore_index=True).astype({"epoch": int})
         first = ["member", "held_out", "epoch"]
@@ -442,17 +442,6 @@ class NH2ST:
         )
 
 
-def trunk_of(encoder: Encoder) -> nn.Module:
-    """The layers of an encoder, to be trained."""
-    if not hasattr(encoder, "trunk"):
-        raise TypeError(
-            f"Expected an encoder that can be trained, found {encoder.name!r} without trunk(). Available: "
-            "'efficientnet_lite0', 'resnet18', or add trunk() as nh.encoders.Encoder describes."
-        )
-    trunk: nn.Module = encoder.trunk()
-    return trunk
-
-
 class _OtherEncoder(Exception):
     """The layers of a trained encoder are not at hand."""
 
@@ -501,9 +490,3 @@ def principal_genes(predicted: np.ndarray) -> np.ndarray:
     scale = predicted.std(axis=0) + 1e-6
     _, _, basis = np.linalg.svd((predicted - predicted.mean(axis=0)) / scale, full_matrices=False)
     return (basis[:N_EMBEDDING].T / scale[:, None]).astype(np.float32)
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    known = np.isfinite(values)
-    total, number = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
-    return np.divide(total, number, out=np.full(values.shape[1], np.nan), where=number > 0)

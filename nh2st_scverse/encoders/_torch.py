@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nh2st_scverse.encoders._base import Encoder
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -58,6 +60,17 @@ class TorchEncoder:
         """A copy of the network on the CPU, to be trained."""
         copy: Trunk = deepcopy(self.frozen).cpu()
         return copy.requires_grad_(True)
+
+
+def trunk_of(encoder: Encoder) -> nn.Module:
+    """The layers of an encoder, to be trained."""
+    if not hasattr(encoder, "trunk"):
+        raise TypeError(
+            f"Expected an encoder that can be trained, found {encoder.name!r} without trunk(). Available: "
+            "'efficientnet_lite0', 'resnet18', or add trunk() as nh.encoders.Encoder describes."
+        )
+    trunk: nn.Module = encoder.trunk()
+    return trunk
 
 
 def as_images(patches: Tensor) -> Tensor:

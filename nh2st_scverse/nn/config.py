@@ -39,7 +39,7 @@ class Config:
     dropout: float = 0.4
     input_dropout: float = 0.1
     context: bool = True  # the images around a spot reach its prediction
-    ridge: float = 0.5  # share of a closed-form ridge on the same inputs in the prediction
+    ridge: float = 0.3  # share of a closed-form ridge on the same inputs in the prediction
 
     # loss
     mse: float = 1.0

@@ -136,16 +136,10 @@ def cross_validate(
             add_expression(prepared, config, genes=panel, n_genes=None, layer=layer)
         if i == 0 or config.stain != "none":  # the colours are those of the training sections
             fit_stain(prepared, config, before[i].train)
-            if wanted:
-                add_images(
-                    prepared,
-                    replace(config, fine_tune=False),
-                    frozen,
-                    progress=progress,
-                    cache_dir=cache_dir,
-                    client=client,
-                )
-            add_images(prepared, config, used, progress=progress, cache_dir=cache_dir, client=client)
+            encoding: dict[str, Any] = {"progress": progress, "cache_dir": cache_dir, "client": client}
+            add_images(prepared, config, used, **encoding)
+            if frozen is not used:
+                add_images(prepared, replace(config, fine_tune=False), frozen, **encoding)
         fold = outer_folds(outer, config, seed)[0][i]  # the same one, now with features and expression
         train_groups = [group_of[section.name] for section in fold.train]
         model = fit(

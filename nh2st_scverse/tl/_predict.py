@@ -25,8 +25,9 @@ from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, principal_genes
 from nh2st_scverse.nn import Config
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
-from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain, leave_features
+from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain
 from nh2st_scverse.tl._train import DEVICES, choose_encoder, fit
+from nh2st_scverse.tl._write import check_free, check_genes, write
 from nh2st_scverse.train.folds import Fold, make_folds
 
 
@@ -220,8 +221,8 @@ def _with_model(
     elif table_added is None and key_added in table.uns and key_added not in table.layers:
         table_added = next(key for key, one in sdata.tables.items() if one is table)  # predicted before: replaced
     if table_added is None:
-        _check_free(table, key_added)
-        _check_genes(model.genes, table)
+        check_free(table, key_added)
+        check_genes(model.genes, table)
     for section in prepared.sections:
         ratio = model.spacing_um / section.spacing_um
         if ratio > 1.25 and _thin_out(section, annotated.shapes[section.name], ratio):
@@ -241,11 +242,11 @@ def _with_model(
     scores = model.scores["pearson"].to_numpy()
     about = model.provenance() | {"cross_fitted": False}
     if new is None:
-        _write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
+        write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
         return
     add_grid(sdata, *new)
     try:
-        _write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
+        write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
     except BaseException:
         del sdata.shapes[new[0]]
         raise
@@ -316,39 +317,6 @@ def _annotated(
     return SpatialData(images=dict(sdata.images), shapes={key: shapes[key]}, tables={"table": table}), new
 
 
-def _check_free(table: AnnData, key: str) -> None:
-    """Results of an earlier prediction are replaced, nothing else is."""
-    if "json" in table.uns.get(key, {}):
-        return
-    places = {"layers": table.layers, "var": table.var, "uns": table.uns}
-    taken = [f"{place}[{key!r}]" for place, holding in places.items() if key in holding]
-    if f"X_{key}" in table.obsm:
-        taken.append(f"obsm['X_{key}']")
-    if taken:
-        raise ValueError(
-            f"key_added={key!r} would overwrite {', '.join(taken)} of the table, which no prediction wrote. "
-            "Choose another "
-            "key_added=."
-        )
-
-
-def _check_genes(genes: Sequence[str], table: AnnData) -> None:
-    lacking = [gene for gene in genes if gene not in table.var_names]
-    if len(lacking) == len(genes):
-        raise ValueError(
-            f"None of the {len(genes)} genes of the model (e.g. {list(genes[:3])}) is in the table, which has e.g. "
-            f"{list(table.var_names[:3])}. Rename the genes of one, or pass table_added='predicted' for a new table."
-        )
-    if lacking:
-        logger.warning(
-            "%d of %d genes of the model are not in the table and left out, e.g. %s. "
-            "table_added='predicted' writes all of them to a new table.",
-            len(lacking),
-            len(genes),
-            lacking[:3],
-        )
-
-
 def _cross_fit(
     sdata: SpatialData,
     config: Config,
@@ -373,7 +341,7 @@ def _cross_fit(
 ) -> None:
     prepared = collect(sdata, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, **keys)
     if table_added is None:
-        _check_free(prepared.tables[0], key_added)
+        check_free(prepared.tables[0], key_added)
     folds, splits = outer_folds(prepared, config, seed)
     _warn_small(prepared, splits)
     panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer, splits=splits)
@@ -417,7 +385,7 @@ def _cross_fit(
         "folds": json.dumps([fold.name for fold in folds]),
         "mean_pearson": float(pd.Series(scores).mean()),
     }
-    _write(sdata, prepared, panel, predicted, scores, principal_genes(everything), about, key_added, table_added)
+    write(sdata, prepared, panel, predicted, scores, principal_genes(everything), about, key_added, table_added)
 
 
 def _warn_small(prepared: Prepared, splits: Sequence[Sequence[tuple[int, np.ndarray]]]) -> None:
@@ -456,65 +424,3 @@ def held_out_pearson(sections: Sequence[Section], predicted: Sequence[np.ndarray
         if s.expression is not None
     ]
     return pd.DataFrame(scores).mean().to_numpy()
-
-
-def _write(
-    sdata: SpatialData,
-    prepared: Prepared,
-    genes: Sequence[str],
-    predicted: Sequence[np.ndarray],
-    scores: np.ndarray,
-    components: np.ndarray,
-    about: dict[str, Any],
-    key: str,
-    table_added: str | None,
-) -> None:
-    """Write everything at once, after all that can fail."""
-    table = prepared.tables[0]
-    rows = np.concatenate([section.rows for section in prepared.sections])
-    values = np.concatenate(predicted)  # (spots of the sections, panel)
-    unpredicted = int((~np.isfinite(values)).any(axis=1).sum())
-    if unpredicted:
-        logger.warning("%d of %d spots have no usable image: their predictions are NaN.", unpredicted, len(rows))
-    border = np.zeros(table.n_obs, dtype=bool)
-    field_um = prepared.patch_um * max(json.loads(about["json"])["config"]["fields"])
-    for section in prepared.sections:
-        border[section.rows] = section.border(field_um)
-    embedding = np.full((table.n_obs, components.shape[1]), np.nan, dtype=np.float32)
-    embedding[rows] = values @ components
-
-    if table_added is not None:
-        attributes = table.uns["spatialdata_attrs"]
-        obs = table.obs.iloc[rows].copy()
-        new = AnnData(values, obs=obs, var=pd.DataFrame({f"{key}_pearson": scores}, index=pd.Index(genes)))
-        obs_regions = list(dict.fromkeys(obs[attributes["region_key"]].astype(str)))
-        new.obs[attributes["region_key"]] = new.obs[attributes["region_key"]].astype(str).astype("category")
-        new.obs[f"{key}_border"], new.obsm[f"X_{key}"], new.uns[key] = border[rows], embedding[rows], about
-        if "spatial" in table.obsm:
-            new.obsm["spatial"] = np.asarray(table.obsm["spatial"])[rows]
-        sdata.tables[table_added] = TableModel.parse(
-            new, region=obs_regions, region_key=attributes["region_key"], instance_key=attributes["instance_key"]
-        )
-        where = f"table {table_added!r}"
-    else:
-        columns = table.var_names.get_indexer(list(genes))
-        known = columns >= 0
-        layer = np.full(table.shape, np.nan, dtype=np.float32)
-        layer[np.ix_(rows, columns[known])] = values[:, known]
-        trust = np.full(table.n_vars, np.nan)
-        trust[columns[known]] = scores[known]
-        table.layers[key] = layer
-        table.var[key] = np.isin(np.arange(table.n_vars), columns[known])
-        table.var[f"{key}_pearson"] = trust
-        table.obs[f"{key}_border"] = border
-        table.obsm[f"X_{key}"] = embedding
-        table.uns[key] = about
-        where = f"layers[{key!r}], var[{key!r}], obsm['X_{key}'] of the table"
-    leave_features(prepared)
-    logger.info(
-        "Predicted %d genes in %d spots; mean Pearson on held-out tissue %.3f. Written to %s.",
-        len(genes),
-        len(rows) - unpredicted,
-        about["mean_pearson"],
-        where,
-    )

@@ -28,9 +28,8 @@ from nh2st_scverse.train.spots import Spots, stack
 from nh2st_scverse.train.task import CHUNK, Task
 
 PENALTIES = 10.0 ** np.arange(-1, 6)
-FLAT = 1e-3  # of the largest: features and components that vary less are constant but for rounding
+FLAT = 1e-3  # of the largest: features that vary less are constant but for rounding
 MOST = 1000  # spots on which the components of a trunk's features are found
-WHITEN = 0.5  # components are divided by their spread to this power: half-way between PCA and whitening
 
 
 class Interrupted(Exception):
@@ -173,7 +172,10 @@ def _first_features(trunk: nn.Module, spots: Spots, ready: Tensor, config: Confi
 
 
 def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and matrix (F, n) that turn features (N, F) into n components of PCA, half whitened, of variance 1."""
+    """Mean (F,) and matrix (F, n) that turn features (N, F) into n components of PCA, all scaled by one number.
+
+    Components keep their own spread: at variance 1 each, the least of them would drown the rest.
+    """
     mean, scale = features.mean(dim=0), features.std(dim=0)
     if torch.equal(features, features[:1].expand_as(features)):
         raise ValueError(
@@ -181,10 +183,8 @@ def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
         )
     # what does not vary in training is left out: divided by almost nothing, it would explode on another section
     weight = torch.where(scale > FLAT * scale.max(), 1 / scale.clamp(min=1e-12), 0)
-    _, singular, basis = torch.linalg.svd((features - mean) * weight, full_matrices=False)  # (F,), (F, F)
-    spread = singular[:n] / singular[0]
-    whiten = torch.where(spread > FLAT, 1 / spread.clamp(min=FLAT) ** WHITEN, 0)
-    matrix = basis[:n].T * weight[:, None] * whiten
+    basis = torch.linalg.svd((features - mean) * weight, full_matrices=False).Vh  # (F, F)
+    matrix = basis[:n].T * weight[:, None]
     return mean, matrix / ((features - mean) @ matrix).std()
 
 

@@ -27,3 +27,10 @@ def gene_pearson(predicted: Tensor, measured: Tensor) -> Tensor:
     p, m = predicted - predicted.mean(dim=0), measured - measured.mean(dim=0)
     r = (p * m).sum(dim=0) / (p.norm(dim=0) * m.norm(dim=0)).clamp(min=1e-12)
     return torch.where(m.norm(dim=0) > 0, r, torch.nan)
+
+
+def nanmean(values: np.ndarray) -> np.ndarray:
+    """Mean (G,) of what is known of (n, G), NaN where nothing is."""
+    known = np.isfinite(values)
+    total, number = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
+    return np.divide(total, number, out=np.full(values.shape[1], np.nan), where=number > 0)

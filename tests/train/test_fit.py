@@ -41,13 +41,13 @@ Held = Callable[[Section], list[tuple[Section, np.ndarray]]]
 # ------------------------------------------------------------------------------------------------ before the network
 
 
-def test_components_are_those_of_sklearn_half_whitened() -> None:
+def test_components_are_those_of_sklearn_scaled_as_one() -> None:
     rng = np.random.default_rng(0)
     x = (rng.normal(size=(60, 4)) @ rng.normal(size=(4, 10)) + 0.1 * rng.normal(size=(60, 10)) + 3).astype(np.float32)
     mean, matrix = principal_components(torch.from_numpy(x), 4)
     found = (torch.from_numpy(x) - mean).numpy() @ matrix.numpy()
     pca = PCA(4).fit((x - x.mean(axis=0)) / x.std(axis=0, ddof=1))
-    expected = pca.transform((x - x.mean(axis=0)) / x.std(axis=0, ddof=1)) / np.sqrt(pca.singular_values_)
+    expected = pca.transform((x - x.mean(axis=0)) / x.std(axis=0, ddof=1))
     expected /= expected.std()
     for i in range(4):
         assert abs(np.corrcoef(found[:, i], expected[:, i])[0, 1]) == pytest.approx(1, abs=1e-4)

@@ -1,0 +1,111 @@
+"""Predictions into a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import TableModel
+
+from nh2st_scverse._logging import logger
+from nh2st_scverse.tl._prepare import Prepared, leave_features
+
+
+def check_free(table: AnnData, key: str) -> None:
+    """Results of an earlier prediction are replaced, nothing else is."""
+    if "json" in table.uns.get(key, {}):
+        return
+    places = {"layers": table.layers, "var": table.var, "uns": table.uns}
+    taken = [f"{place}[{key!r}]" for place, holding in places.items() if key in holding]
+    if f"X_{key}" in table.obsm:
+        taken.append(f"obsm['X_{key}']")
+    if taken:
+        raise ValueError(
+            f"key_added={key!r} would overwrite {', '.join(taken)} of the table, which no prediction wrote. "
+            "Choose another "
+            "key_added=."
+        )
+
+
+def check_genes(genes: Sequence[str], table: AnnData) -> None:
+    lacking = [gene for gene in genes if gene not in table.var_names]
+    if len(lacking) == len(genes):
+        raise ValueError(
+            f"None of the {len(genes)} genes of the model (e.g. {list(genes[:3])}) is in the table, which has e.g. "
+            f"{list(table.var_names[:3])}. Rename the genes of one, or pass table_added='predicted' for a new table."
+        )
+    if lacking:
+        logger.warning(
+            "%d of %d genes of the model are not in the table and left out, e.g. %s. "
+            "table_added='predicted' writes all of them to a new table.",
+            len(lacking),
+            len(genes),
+            lacking[:3],
+        )
+
+
+def write(
+    sdata: SpatialData,
+    prepared: Prepared,
+    genes: Sequence[str],
+    predicted: Sequence[np.ndarray],
+    scores: np.ndarray,
+    components: np.ndarray,
+    about: dict[str, Any],
+    key: str,
+    table_added: str | None,
+) -> None:
+    """Write everything at once, after all that can fail."""
+    table = prepared.tables[0]
+    rows = np.concatenate([section.rows for section in prepared.sections])
+    values = np.concatenate(predicted)  # (spots of the sections, panel)
+    unpredicted = int((~np.isfinite(values)).any(axis=1).sum())
+    if unpredicted:
+        logger.warning("%d of %d spots have no usable image: their predictions are NaN.", unpredicted, len(rows))
+    border = np.zeros(table.n_obs, dtype=bool)
+    field_um = prepared.patch_um * max(json.loads(about["json"])["config"]["fields"])
+    for section in prepared.sections:
+        border[section.rows] = section.border(field_um)
+    embedding = np.full((table.n_obs, components.shape[1]), np.nan, dtype=np.float32)
+    embedding[rows] = values @ components
+
+    if table_added is not None:
+        attributes = table.uns["spatialdata_attrs"]
+        obs = table.obs.iloc[rows].copy()
+        new = AnnData(values, obs=obs, var=pd.DataFrame({f"{key}_pearson": scores}, index=pd.Index(genes)))
+        obs_regions = list(dict.fromkeys(obs[attributes["region_key"]].astype(str)))
+        new.obs[attributes["region_key"]] = new.obs[attributes["region_key"]].astype(str).astype("category")
+        new.obs[f"{key}_border"], new.obsm[f"X_{key}"], new.uns[key] = border[rows], embedding[rows], about
+        if "spatial" in table.obsm:
+            new.obsm["spatial"] = np.asarray(table.obsm["spatial"])[rows]
+        sdata.tables[table_added] = TableModel.parse(
+            new, region=obs_regions, region_key=attributes["region_key"], instance_key=attributes["instance_key"]
+        )
+        where = f"table {table_added!r}"
+    else:
+        columns = table.var_names.get_indexer(list(genes))
+        known = columns >= 0
+        layer = np.full(table.shape, np.nan, dtype=np.float32)
+        layer[np.ix_(rows, columns[known])] = values[:, known]
+        trust = np.full(table.n_vars, np.nan)
+        trust[columns[known]] = scores[known]
+        table.layers[key] = layer
+        table.var[key] = np.isin(np.arange(table.n_vars), columns[known])
+        table.var[f"{key}_pearson"] = trust
+        table.obs[f"{key}_border"] = border
+        table.obsm[f"X_{key}"] = embedding
+        table.uns[key] = about
+        where = f"layers[{key!r}], var[{key!r}], obsm['X_{key}'] of the table"
+    leave_features(prepared)
+    logger.info(
+        "Predicted %d genes in %d spots; mean Pearson on held-out tissue %.3f. Written to %s.",
+        len(genes),
+        len(rows) - unpredicted,
+        about["mean_pearson"],
+        where,
+    )
