@@ -29,10 +29,11 @@ from nh2st_scverse.train.folds import make_folds
 from nh2st_scverse.train.scores import gene_pearson, nanmean
 from nh2st_scverse.train.spots import stack
 from nh2st_scverse.train.task import predict_batch
+from nh2st_scverse.train.trust import Novelty, fit_spread, spread
 
 FORMAT = 1
 N_EMBEDDING = 50
-COMPONENTS = "components"  # name of the basis of the embedding among the weights
+COMPONENTS, RESIDUALS, NOVELTY = "components", "residuals", "novelty"  # names among the weights
 PACKAGES = ("torch", "timm", "spatialdata", "anndata", "numpy")
 
 
@@ -83,6 +84,8 @@ class NH2ST:
         history: pd.DataFrame,
         scores: pd.DataFrame,
         components: np.ndarray,
+        residuals: np.ndarray | None = None,
+        novelty: Novelty | None = None,
         unit: str,
         patch_um: float,
         spacing_um: float,
@@ -101,6 +104,8 @@ class NH2ST:
         self.history = history
         self.scores = scores
         self.components = components  # (G, n) basis of the embedding
+        self.residuals = residuals  # (2, G) variance of the residuals over the prediction
+        self.novelty = novelty
         self.unit = unit
         self.patch_um = patch_um
         self.spacing_um = spacing_um
@@ -128,7 +133,7 @@ class NH2ST:
         seed: int = 0,
         accelerator: str = "auto",
         trainer_kwargs: dict[str, Any] | None = None,
-        on_epoch: Callable[[dict[str, float], int, int, int], None] | None = None,
+        on_epoch: Callable[..., None] | None = None,
         checkpoint_dir: str | Path | None = None,
         resume: bool = False,
     ) -> NH2ST:
@@ -191,7 +196,7 @@ class NH2ST:
                     trunk=trunk,
                     accelerator=accelerator,
                     trainer_kwargs=trainer_kwargs,
-                    on_epoch=None if on_epoch is None else partial(_tell, on_epoch, i, len(folds)),
+                    on_epoch=None if on_epoch is None else partial(on_epoch, member=i, members=len(folds)),
                     checkpoint=None if folder is None else folder / f"member_{i}.ckpt",
                 )
             except Interrupted as interrupted:
@@ -219,12 +224,13 @@ class NH2ST:
                 )
                 break
 
-        per_section = []
+        per_section, pairs = [], []
         for section, values, honest in zip(sections, predicted, apart, strict=True):
             scored = section.trainable & honest & np.isfinite(values).all(axis=1)
             if section.expression is not None and scored.sum() > 2:
                 pair = torch.from_numpy(values[scored]), torch.from_numpy(section.expression[scored])
                 per_section.append(gene_pearson(*pair).numpy())
+                pairs.append((values[scored], section.expression[scored]))
         mean = nanmean(np.stack(per_section)) if per_section else np.full(len(genes), np.nan)
         everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
         table = pd.concat(history, ignore_index=True).astype({"epoch": int})
@@ -236,6 +242,8 @@ class NH2ST:
             history=table[first + [c for c in table.columns if c not in first]],
             scores=pd.DataFrame({"pearson": mean}, index=pd.Index(genes, name="gene")),
             components=principal_genes(everything),
+            residuals=fit_spread(*map(np.concatenate, zip(*pairs, strict=True))) if pairs else None,
+            novelty=Novelty.fit(sections, groups, seed) if sections[0].patches is None else None,
             unit=unit,
             patch_um=patch_um,
             spacing_um=float(np.median([s.spacing_um for s in sections])),
@@ -286,6 +294,21 @@ class NH2ST:
         predicted[~section.usable] = np.nan
         return predicted
 
+    def uncertainty(self, section: Section, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Standard deviation (n_spots, n_genes) of predictions, and novelty (n_spots,) of the tissue.
+
+        The first is that of the residuals on tissue that the members never saw, as a function of the prediction. The
+        second is the distance to the training spots, 1 where 5 % of these are farther from those of other groups.
+        """
+        if self.residuals is None:
+            raise ValueError(
+                "The model knows no residuals on held-out tissue: train it with this version, on several sections."
+            )
+        novelty = np.full(section.n_spots, np.nan, dtype=np.float32)
+        if self.novelty is not None and section.features is not None:
+            novelty[section.usable] = self.novelty.score(section.features[section.usable])
+        return spread(self.residuals, predicted), novelty
+
     def embed(self, predicted: np.ndarray) -> np.ndarray:
         """Coordinates (n_spots, n) of predictions (n_spots, n_genes), the same axes for every section."""
         return predicted @ self.components
@@ -318,8 +341,13 @@ class NH2ST:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
             raise FileExistsError(f"{folder} exists: choose another folder, or pass overwrite=True.")
         folder.mkdir(parents=True, exist_ok=True)
-        components = torch.from_numpy(np.ascontiguousarray(self.components))
-        save_file(self._weights() | {COMPONENTS: components}, folder / "weights.safetensors")
+        beside = {COMPONENTS: self.components}
+        if self.residuals is not None:
+            beside[RESIDUALS] = self.residuals
+        if self.novelty is not None:
+            beside |= {f"{NOVELTY}.{name}": values for name, values in self.novelty.arrays().items()}
+        arrays = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in beside.items()}
+        save_file(self._weights() | arrays, folder / "weights.safetensors")
         (folder / "model.json").write_text(json.dumps(self._description(), indent=1, allow_nan=False), encoding="utf-8")
         self.history.to_csv(folder / "history.csv", index=False)
         shutil.copymode(folder / "model.json", folder / "weights.safetensors")  # safetensors shuts out everyone else
@@ -364,7 +392,8 @@ class NH2ST:
             weights = load_file(folder / "weights.safetensors")
         except SafetensorError as error:
             raise ValueError(f"weights.safetensors in {folder} is damaged: {error}. Save the model again.") from error
-        components = weights.pop(COMPONENTS, None)
+        components, residuals = weights.pop(COMPONENTS, None), weights.pop(RESIDUALS, None)
+        familiar = {k.split(".")[1]: weights.pop(k).numpy() for k in list(weights) if k.startswith(f"{NOVELTY}.")}
         try:
             history = pd.read_csv(folder / "history.csv", float_precision="round_trip", converters={"held_out": str})
         except ValueError as error:
@@ -393,7 +422,14 @@ class NH2ST:
                 "again."
             ) from error
         return cls(
-            members=members, config=config, history=history, scores=scores, components=components.numpy(), **kept
+            members=members,
+            config=config,
+            history=history,
+            scores=scores,
+            components=components.numpy(),
+            residuals=None if residuals is None else residuals.numpy(),
+            novelty=Novelty.of(familiar) if familiar else None,
+            **kept,
         )
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -455,12 +491,6 @@ def _layers(name: str, encoder: str | Encoder | None) -> Encoder:
     if found.name != name:
         raise _OtherEncoder(f"The model trained encoder {name!r}, found encoder={found.name!r}.")
     return found
-
-
-def _tell(
-    on_epoch: Callable[[dict[str, float], int, int, int], None], member: int, members: int, row: Any, epochs: int
-) -> None:
-    on_epoch(row, epochs, member, members)
 
 
 def _identifier(genes: Sequence[str], weights: dict[str, torch.Tensor]) -> str:

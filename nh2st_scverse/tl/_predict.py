@@ -37,6 +37,7 @@ def predict_expression(
     model: NH2ST | None = None,
     key_added: str = KEY,
     table_added: str | None = None,
+    uncertainty: bool = False,
     groups: str | Sequence[str] | Mapping[str, str] | None = None,
     genes: str | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
@@ -80,6 +81,8 @@ def predict_expression(
         Write a new table of this name, with the predicted genes in X, instead of a layer. Without a table of the spots
         there is always a new one, ``"table"`` if no other name is given, with the places in pixels of the image in
         ``obsm["spatial"]``. Predicting again replaces it.
+    uncertainty
+        Write how far predictions may be off, and how unlike the training tissue a spot looks.
     groups, genes, n_genes, preset, patch_um, layer, checkpoint_dir, resume, trainer_kwargs, settings
         As in :func:`train`; for cross-fitting only.
     encoder
@@ -116,6 +119,9 @@ def predict_expression(
         The patch of the spot reaches over the border of the image and is padded.
     ``table.obsm["X_" + key_added]``
         The predicted panel on the axes along which predictions vary, for ``sc.pp.neighbors(use_rep=...)``.
+    ``table.layers[key_added + "_std"]``, ``table.obs[key_added + "_novelty"]``
+        With `uncertainty`: standard deviation of each prediction, from the residuals on held-out tissue; distance of
+        the tissue of a spot to that of the training spots, where 1 is what 5 % of these exceed between groups.
     ``table.uns[key_added]``
         Where the prediction comes from: flat values, and the rest as one JSON string.
     ``table.obsm["nh2st_features"]``, ``table.uns["nh2st_features"]``
@@ -168,7 +174,8 @@ def predict_expression(
         unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise ValueError(f"{unused} belong to training and have no meaning with a model: pass them to nh.tl.train.")
-        _with_model(sdata, model, encoder, keys, key_added, table_added, device, progress, cache_dir, client)
+        encoding = {"progress": progress, "cache_dir": cache_dir, "client": client}
+        _with_model(sdata, model, encoder, keys, key_added, table_added, uncertainty, device, encoding)
         return
     config = Config.preset(preset, **settings)
     _cross_fit(
@@ -177,6 +184,7 @@ def predict_expression(
         keys,
         key_added,
         table_added,
+        uncertainty=uncertainty,
         groups=groups,
         genes=genes,
         n_genes=n_genes,
@@ -201,10 +209,9 @@ def _with_model(
     keys: dict[str, Any],
     key_added: str,
     table_added: str | None,
+    uncertainty: bool,
     device: str,
-    progress: bool,
-    cache_dir: str | Path | None,
-    client: Any,
+    encoding: dict[str, Any],
 ) -> None:
     used = encoder_of(model, encoder)
     annotated, new = sdata, None  # a grid that is made for a slide without spots
@@ -235,18 +242,17 @@ def _with_model(
                 model.spacing_um,
             )
     prepared.stain = model.stain
-    add_images(
-        prepared, model.config, used, patch_px=model.patch_px, progress=progress, cache_dir=cache_dir, client=client
-    )
+    add_images(prepared, model.config, used, patch_px=model.patch_px, **encoding)
     predicted = [model.predict(section, pick_device(device)) for section in prepared.sections]
+    doubts = [model.uncertainty(s, p) for s, p in zip(prepared.sections, predicted, strict=True)] if uncertainty else []
     scores = model.scores["pearson"].to_numpy()
     about = model.provenance() | {"cross_fitted": False}
     if new is None:
-        write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
+        write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added, doubts)
         return
     add_grid(sdata, *new)
     try:
-        write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added)
+        write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added, doubts)
     except BaseException:
         del sdata.shapes[new[0]]
         raise
@@ -324,6 +330,7 @@ def _cross_fit(
     key_added: str,
     table_added: str | None,
     *,
+    uncertainty: bool,
     groups: Any,
     genes: str | Sequence[str],
     n_genes: int | None,
@@ -347,6 +354,7 @@ def _cross_fit(
     panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer, splits=splits)
     used = choose_encoder(config, encoder)
     predicted = [np.full((s.n_spots, len(panel)), np.nan, dtype=np.float32) for s in prepared.sections]
+    doubts = [(np.full_like(p, np.nan), np.full(len(p), np.nan, dtype=np.float32)) for p in predicted]
     models = []
     for i, before in enumerate(folds):
         if i == 0 or config.stain != "none":  # the colours are those of the training sections
@@ -375,8 +383,14 @@ def _cross_fit(
             )
         models.append(model)
         for at, spots in fold.held_out:
-            predicted[at][spots] = model.predict(prepared.sections[at])[spots]
+            section = prepared.sections[at]
+            found = model.predict(section)
+            predicted[at][spots] = found[spots]
+            if uncertainty:
+                for whole, part in zip(doubts[at], model.uncertainty(section, found), strict=True):
+                    whole[spots] = part[spots]
 
+    doubts = doubts if uncertainty else []
     scores = held_out_pearson(prepared.sections, predicted)
     everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
     about = models[0].provenance() | {
@@ -385,7 +399,18 @@ def _cross_fit(
         "folds": json.dumps([fold.name for fold in folds]),
         "mean_pearson": float(pd.Series(scores).mean()),
     }
-    write(sdata, prepared, panel, predicted, scores, principal_genes(everything), about, key_added, table_added)
+    write(
+        sdata,
+        prepared,
+        panel,
+        predicted,
+        scores,
+        principal_genes(everything),
+        about,
+        key_added,
+        table_added,
+        doubts,
+    )
 
 
 def _warn_small(prepared: Prepared, splits: Sequence[Sequence[tuple[int, np.ndarray]]]) -> None:

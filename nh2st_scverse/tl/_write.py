@@ -59,6 +59,7 @@ def write(
     about: dict[str, Any],
     key: str,
     table_added: str | None,
+    doubts: Sequence[tuple[np.ndarray, np.ndarray]] = (),
 ) -> None:
     """Write everything at once, after all that can fail."""
     table = prepared.tables[0]
@@ -74,6 +75,10 @@ def write(
     embedding = np.full((table.n_obs, components.shape[1]), np.nan, dtype=np.float32)
     embedding[rows] = values @ components
 
+    novelty = np.full(table.n_obs, np.nan, dtype=np.float32)
+    if doubts:
+        novelty[rows] = np.concatenate([novel for _, novel in doubts])
+
     if table_added is not None:
         attributes = table.uns["spatialdata_attrs"]
         obs = table.obs.iloc[rows].copy()
@@ -81,6 +86,9 @@ def write(
         obs_regions = list(dict.fromkeys(obs[attributes["region_key"]].astype(str)))
         new.obs[attributes["region_key"]] = new.obs[attributes["region_key"]].astype(str).astype("category")
         new.obs[f"{key}_border"], new.obsm[f"X_{key}"], new.uns[key] = border[rows], embedding[rows], about
+        if doubts:
+            new.layers[f"{key}_std"] = np.concatenate([std for std, _ in doubts])
+            new.obs[f"{key}_novelty"] = novelty[rows]
         if "spatial" in table.obsm:
             new.obsm["spatial"] = np.asarray(table.obsm["spatial"])[rows]
         sdata.tables[table_added] = TableModel.parse(
@@ -100,8 +108,23 @@ def write(
         table.obs[f"{key}_border"] = border
         table.obsm[f"X_{key}"] = embedding
         table.uns[key] = about
+        for place, name in ((table.layers, f"{key}_std"), (table.obs, f"{key}_novelty")):
+            if name in place:  # of an earlier prediction
+                del place[name]
+        if doubts:
+            std = np.full(table.shape, np.nan, dtype=np.float32)
+            std[np.ix_(rows, columns[known])] = np.concatenate([one for one, _ in doubts])[:, known]
+            table.layers[f"{key}_std"], table.obs[f"{key}_novelty"] = std, novelty
         where = f"layers[{key!r}], var[{key!r}], obsm['X_{key}'] of the table"
     leave_features(prepared)
+    for section, (_, novel) in zip(prepared.sections, doubts, strict=bool(doubts)):
+        if np.nanmean(novel > 1) > 0.5:
+            logger.warning(
+                "%.0f %% of section %r look unlike the training sections (novelty above 1): another tissue, stain or "
+                "focus? Its predictions are not to be trusted, and the scores of the genes do not hold for it.",
+                100 * np.nanmean(novel > 1),
+                section.name,
+            )
     logger.info(
         "Predicted %d genes in %d spots; mean Pearson on held-out tissue %.3f. Written to %s.",
         len(genes),

@@ -1,0 +1,109 @@
+"""How far predictions may be off, and how unlike the training tissue a spot looks."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from spatialdata import SpatialData
+
+import nh2st_scverse as nh
+from nh2st_scverse.data.section import Section
+from nh2st_scverse.train.trust import Novelty, fit_spread, spread
+
+
+def test_spread_is_found_where_the_truth_is_known() -> None:
+    rng = np.random.default_rng(0)
+    predicted = rng.uniform(0, 3, (4000, 3)).astype(np.float32)
+    truth = np.stack([[0.2, 0.05, 0.4], [0.1, 0.5, 0.0]])
+    measured = predicted + rng.normal(size=predicted.shape) * np.sqrt(truth[0] + truth[1] * predicted)
+    line = fit_spread(predicted[:2000], measured[:2000])
+    assert np.allclose(line, truth, atol=0.07)
+    z = (measured[2000:] - predicted[2000:]) / spread(line, predicted[2000:])
+    assert z.std(axis=0) == pytest.approx(np.ones(3), rel=0.05)
+    for level in (0.5, 0.8, 0.95):
+        covered = (np.abs(z) < norm.ppf(0.5 + level / 2)).mean(axis=0)
+        assert covered == pytest.approx(np.full(3, level), abs=0.03)
+
+
+def test_spread_is_never_zero() -> None:
+    same = np.ones((20, 2), dtype=np.float32)
+    measured = np.stack([np.ones(20), np.arange(20)], axis=1).astype(np.float32)
+    line = fit_spread(same, measured)
+    assert (spread(line, same) > 0).all()
+    assert (spread(line, -5 * same) > 0).all()
+
+
+def test_novelty_is_high_for_what_training_did_not_show(sections: list[Section]) -> None:
+    novelty = Novelty.fit(sections, ["a", "b"])
+    own = novelty.score(sections[0].features)
+    assert np.median(own) < 1
+    for change in (
+        lambda x: x + 5 * x.std(axis=0),
+        lambda x: np.random.default_rng(0).normal(size=x.shape) * x.std() * 5,
+    ):
+        assert np.median(novelty.score(change(sections[0].features))) > 1.5
+    again = Novelty.of(novelty.arrays())
+    assert np.allclose(again.score(sections[0].features), own, rtol=1e-5)
+
+
+def test_features_without_variance_do_not_make_everything_novel(sections: list[Section]) -> None:
+    flat = [copy(section) for section in sections]
+    for section in flat:
+        section.features = np.concatenate([section.features, np.full((section.n_spots, 3), 0.7)], axis=1)
+    novelty = Novelty.fit(flat, ["a", "b"])
+    other = flat[0].features.copy()
+    other[:, -3:] += 1e-3
+    assert np.allclose(novelty.score(other), novelty.score(flat[0].features), rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def several() -> SpatialData:
+    return nh.datasets.synthetic(width_um=1200, n_sections=3)
+
+
+def test_uncertainty_is_written_and_covers(
+    several: SpatialData, encoder: Any, small: dict[str, Any], tmp_path: Any
+) -> None:
+    table = several["table"]
+    settings = {"encoder": encoder, "n_genes": 30, "max_epochs": 10, "progress": False, **small}
+    nh.tl.predict_expression(several, uncertainty=True, **settings)
+    panel = table.var["nh2st"].to_numpy()
+    std, predicted = (table.layers[key][:, panel] for key in ("nh2st_std", "nh2st"))
+    assert (std > 0).all()
+    assert np.isnan(table.layers["nh2st_std"][:, ~panel]).all()
+    z = np.abs(nh.data.expression.measured(table)[:, panel] - predicted) / std
+    assert (z < norm.ppf(0.9)).mean() == pytest.approx(0.8, abs=0.07)
+    assert (z < norm.ppf(0.975)).mean() == pytest.approx(0.95, abs=0.04)
+    assert np.isfinite(table.obs["nh2st_novelty"]).all()
+    nh.pl.uncertainty(several, list(table.var_names[panel][:1]))
+
+    model = nh.tl.train(several, **settings)
+    loaded = nh.NH2ST.load(model.save(tmp_path / "model"))
+    nh.tl.predict_expression(several, model=model, encoder=encoder, uncertainty=True, progress=False)
+    first = table.layers["nh2st_std"].copy(), table.obs["nh2st_novelty"].copy()
+    nh.tl.predict_expression(
+        several, model=loaded, encoder=encoder, uncertainty=True, table_added="new", progress=False
+    )
+    assert np.array_equal(several["new"].layers["nh2st_std"], first[0][:, table.var_names.get_indexer(loaded.genes)])
+    assert np.allclose(several["new"].obs["nh2st_novelty"], first[1], rtol=1e-4)
+    nh.tl.predict_expression(several, model=model, encoder=encoder, progress=False)  # what was is not left behind
+    assert "nh2st_std" not in table.layers
+    assert "nh2st_novelty" not in table.obs
+
+
+def test_a_slide_unlike_the_training_sections_is_warned_about(
+    several: SpatialData, encoder: Any, small: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"encoder": encoder, "n_genes": 10, "max_epochs": 1, "progress": False, **small}
+    model = nh.tl.train(several, **settings)
+    other = nh.datasets.synthetic(width_um=1200, seed=3)
+    image = other["section_0_image"]
+    for level in image:  # recoloured
+        image[level]["image"] = image[level]["image"].isel(c=[1, 2, 0]).assign_coords(c=image[level]["c"].values)
+    nh.tl.predict_expression(other, model=model, encoder=encoder, uncertainty=True, allow="off_tissue", progress=False)
+    assert "look unlike the training sections" in caplog.text
+    assert other["table"].obs["nh2st_novelty"].median() > 1
