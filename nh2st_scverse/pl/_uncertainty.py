@@ -103,8 +103,8 @@ def uncertainty(
     --------
     >>> import nh2st_scverse as nh
     >>> sdata = nh.datasets.synthetic(width_um=1200)
-    >>> nh.tl.predict_expression(sdata, uncertainty=True, progress=False)  # doctest: +SKIP
-    >>> nh.pl.uncertainty(sdata)  # doctest: +SKIP
+    >>> nh.tl.predict_expression(sdata, uncertainty=True, n_genes=20, max_epochs=3, progress=False)
+    >>> nh.pl.uncertainty(sdata)
     """
     check_positive(size, argument="size")
     table_key = find_prediction(sdata, key, table_key)
