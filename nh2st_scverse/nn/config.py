@@ -60,7 +60,7 @@ class Config:
     weight_decay: float = 1e-2
     batch_size: int = 128
     max_epochs: int = 60
-    max_steps: int | None = 400  # large sections need fewer epochs; at least 10 are run
+    max_steps: int | None = 400  # large sections need fewer epochs, but 10 while that takes 4,000 steps
     n_members: int = 3  # at most; each is validated on other training groups
     patience: int = 15
     augment: bool = True  # flips and quarter turns of the patches of a trained encoder

@@ -128,10 +128,11 @@ def fit_member(
 
 
 def n_epochs(config: Config, batches: int) -> int:
-    """Epochs that keep to the steps of the config, but at least 10 of them."""
+    """Epochs that keep to the steps of the config, but 10 of them where that takes ten times the steps at most."""
     if config.max_steps is None:
         return config.max_epochs
-    return min(config.max_epochs, max(10, math.ceil(config.max_steps / batches)))
+    wanted = math.ceil(config.max_steps / batches)
+    return min(config.max_epochs, max(wanted, min(10, math.ceil(10 * config.max_steps / batches))))
 
 
 def _starts(held_out: Sequence[tuple[Section, np.ndarray]]) -> np.ndarray:
@@ -183,8 +184,12 @@ def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
         )
     # what does not vary in training is left out: divided by almost nothing, it would explode on another section
     weight = torch.where(scale > FLAT * scale.max(), 1 / scale.clamp(min=1e-12), 0)
-    basis = torch.linalg.svd((features - mean) * weight, full_matrices=False).Vh  # (F, F)
-    matrix = basis[:n].T * weight[:, None]
+    scaled = (features - mean) * weight
+    if len(features) > features.shape[1]:  # many spots: (F, F) is smaller than (N, F)
+        basis = torch.linalg.eigh(scaled.T @ scaled).eigenvectors.flip(1)[:, :n]  # (F, n)
+    else:
+        basis = torch.linalg.svd(scaled, full_matrices=False).Vh[:n].T
+    matrix = basis * weight[:, None]
     return mean, matrix / ((features - mean) @ matrix).std()
 
 

@@ -5,7 +5,8 @@ with ``--size 16000``. Printed are
 
 - patches per second of the whole path over those of the encoder alone on the same batches (target: at least 0.85),
 - peak resident memory of ``tl.predict_expression`` at half the size and at the size (target: under 3 GB, the same),
-- seconds against the number of spots (target: a straight line).
+- seconds against the number of spots (target: a straight line),
+- seconds and peak memory of training and prediction on tables of bins with precomputed features, per 100,000 bins.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import spatialdata
+from anndata import AnnData
+from scipy import sparse
 from spatialdata import SpatialData
+from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
 import nh2st_scverse as nh
@@ -122,6 +127,41 @@ def predict(path: Path, model: Path, spacing_um: float) -> dict[str, float]:
     return {"spots": sdata.tables["table"].n_obs, "seconds": seconds, "before": before / 2**20, "peak": peak / 2**20}
 
 
+def bins(n: int) -> dict[str, float]:
+    """Seconds and peak memory of training and prediction on `n` bins of 8 µm, in a process of its own."""
+    logging.getLogger("nh2st_scverse").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    rng = np.random.default_rng(0)
+    side = int(np.ceil(np.sqrt(n)))
+    row, column = np.divmod(np.arange(n), side)
+    xy = np.stack([column, row], axis=1) * 8.0 / MICRONS + 50
+    hidden = rng.normal(size=(n, 8)).astype(np.float32)
+    counts = sparse.csr_matrix(rng.poisson(np.exp(0.5 * hidden @ rng.normal(size=(8, 300)) - 1)), dtype=np.float32)
+    obs = pd.DataFrame({"region": pd.Categorical(["bins"] * n), "bin": np.arange(n)}, index=[f"b{i}" for i in range(n)])
+    table = AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(300)]))
+    mixed = hidden @ rng.normal(size=(8, 256)).astype(np.float32)
+    table.obsm["X_uni"] = mixed + rng.normal(size=mixed.shape).astype(np.float32)
+    systems = {"slide": Identity(), "slide_microns": Scale([MICRONS] * 2, axes=("x", "y"))}
+    pixels = da.full((3, int(xy.max()) + 50, int(xy.max()) + 50), 200, chunks=(3, CHUNK, CHUNK), dtype=np.uint8)
+    shapes = ShapesModel.parse(xy, geometry=0, radius=4.0 / MICRONS, transformations=systems)
+    tables = {"table": TableModel.parse(table, region="bins", region_key="region", instance_key="bin")}
+    sdata = SpatialData(images={"image": _pyramid(pixels, systems)}, shapes={"bins": shapes}, tables=tables)
+    given = {"microns_per_pixel": MICRONS, "allow": ("off_tissue", "coarse"), "progress": False}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    started = time.perf_counter()
+    model = nh.tl.train(sdata, encoder="precomputed:X_uni", n_genes=250, **given)
+    trained = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    nh.tl.predict_expression(sdata, model=model, **given)
+    return {
+        "train": trained - started,
+        "predict": time.perf_counter() - trained,
+        "before": before,
+        "train_peak": peak,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
 def alone(function: Any, *arguments: Any) -> Any:
     """Call in a fresh process, whose peak memory is that of the call."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -140,6 +180,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", type=int, default=40_000, help="side of the slide in px (default: 40000)")
     parser.add_argument("--patches", type=int, default=384, help="spots for the ratio with the default encoder")
     parser.add_argument("--spots", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--bins", type=int, nargs="*", default=[100_000, 500_000])
     parser.add_argument("--folder", type=Path, default=None, help="where slides are written and kept")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
@@ -180,11 +221,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 f"peak memory {one['peak']:.2f} GB",
                 flush=True,
             )
+        for n in options.bins:
+            one = alone(bins, n)
+            each = n / 100_000
+            found[f"bins {n}"] = one
+            print(
+                f"{n} bins: training {one['train']:.0f} s, prediction {one['predict']:.0f} s, peak memory "
+                f"{one['peak']:.1f} GB ({one['before']:.1f} GB before); per 100,000 bins {one['train'] / each:.0f} s, "
+                f"{one['predict'] / each:.0f} s, {(one['peak'] - one['before']) / each:.1f} GB",
+                flush=True,
+            )
     return found
 
 
 def test_slide() -> None:
-    found = main(["--size", "8000", "--patches", "128", "--spots", "500", "2000"])
+    found = main(["--size", "8000", "--patches", "128", "--spots", "500", "2000", "--bins"])
     assert found["ratio efficientnet_lite0"] > 0.85
     assert found["peak 8000"] < 3 and found["peak 8000"] < 1.15 * found["peak 4000"]
 

@@ -44,7 +44,7 @@ def test_features_of_obsm_are_used_row_by_row(sdata: SpatialData) -> None:
     names = sdata["table"].obs_names
     sdata.tables["table"] = shuffled
     again = pd.DataFrame(predicted(sdata), index=shuffled.obs_names).loc[names].to_numpy()
-    assert np.allclose(first, again, atol=0.15)  # the batches differ
+    assert np.corrcoef(first.ravel(), again.ravel())[0, 1] > 0.9  # the batches differ
 
 
 def test_features_of_another_table_are_matched_by_spot(sdata: SpatialData) -> None:
