@@ -200,4 +200,4 @@ def test_colon_is_cross_fitted(data_dir: Path) -> None:
     nh.tl.predict_expression(sdata, **quick())
     table = sdata.tables["table"]
     assert table.uns["nh2st"]["patch_um"] == pytest.approx(75, rel=0.02)
-    assert table.var["nh2st_pearson"].mean() > 0.1
+    assert table.var["nh2st_pearson"].mean() > 0.05  # of colours alone
