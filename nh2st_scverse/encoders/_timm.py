@@ -105,7 +105,7 @@ class Timm(TorchEncoder):
         trunk = _Pooled(network, pooling, mean or config["mean"], std or config["std"])
         with torch.inference_mode():
             dim = trunk.eval()(torch.zeros(1, 3, size, size)).shape[-1]
-        digest = hashlib.sha256(repr((model, pooling, tuple(trunk.mean.flatten().tolist()))).encode())
+        digest = hashlib.sha256(repr((model, pooling, trunk.mean.tolist(), trunk.std.tolist())).encode())
         for value in network.state_dict().values():
             digest.update(value.numpy().tobytes())
         super().__init__(

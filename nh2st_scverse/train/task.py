@@ -55,7 +55,8 @@ class Task(L.LightningModule):
     def end_epoch(self) -> tuple[dict[str, float], Tensor]:
         """Mean of each term of the loss, over all processes, and the predictions of the held-out spots."""
         names = list(self.epoch_terms[0]) if self.epoch_terms else []
-        means = torch.stack([torch.stack([t[name] for t in self.epoch_terms]).mean() for name in names] or [])
+        parts = [torch.stack([t[name] for t in self.epoch_terms]).mean() for name in names]
+        means = torch.stack(parts) if parts else torch.empty(0)
         if self.share()[1] > 1:
             torch.distributed.all_reduce(means)
             means = means / self.share()[1]
