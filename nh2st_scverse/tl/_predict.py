@@ -360,7 +360,8 @@ def _cross_fit(
         if i == 0 or config.stain != "none":  # the colours are those of the training sections
             fit_stain(prepared, config, before.train)
             add_images(prepared, config, used, progress=progress, cache_dir=cache_dir, client=client)
-        fold = outer_folds(prepared, config, seed)[0][i]  # the same one, now with features and expression
+            ready, _ = outer_folds(prepared, config, seed)  # the same ones, now with features and expression
+        fold = ready[i]
         model = fit(
             fold.train,
             fold.train_groups,
