@@ -15,6 +15,7 @@ A :class:`spatialdata.SpatialData` goes in, predicted genes come out as a layer 
 ``nh.pp``        before the model: checks and preparation
 ``nh.tl``        train, predict, evaluate
 ``nh.pl``        figures
+``nh.explore``   a panel in JupyterLab to look through predicted genes and spots
 ``nh.NH2ST``     a trained model: ``save`` and ``load``
 ``nh.metrics``   scores of arrays
 ``nh.encoders``  images to features
@@ -34,8 +35,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nh2st_scverse import data, datasets, encoders, io, metrics, nn, pl, pp, tl
     from nh2st_scverse.model import NH2ST
+    from nh2st_scverse.pl._explore import explore
 
-__all__ = ["NH2ST", "__version__", "data", "datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "tl"]
+__all__ = ["NH2ST", "__version__", "data", "datasets", "encoders", "explore", "io", "metrics", "nn", "pl", "pp", "tl"]
 
 try:
     __version__ = importlib.metadata.version("nh2st-scverse")
@@ -43,7 +45,7 @@ except importlib.metadata.PackageNotFoundError:  # run from a checkout that was 
     __version__ = "0+unknown"
 
 _PARTS = frozenset({"data", "datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "tl"})
-_NAMES = {"NH2ST": "model"}
+_NAMES = {"NH2ST": "model", "explore": "pl._explore"}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import builtins
 import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 
@@ -48,3 +51,17 @@ if not any(type(handler).__name__ == _Handler.__name__ for handler in logger.han
     logger.addHandler(_Handler())
     if logger.level == logging.NOTSET:  # a level set before the first use stays
         logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what squidpy and spatialdata say about their steps and their dependencies."""
+    log = logging.getLogger("spatialdata._logging")
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)

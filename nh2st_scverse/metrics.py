@@ -45,9 +45,14 @@ def pearson(measured: ArrayLike, predicted: ArrayLike) -> Floats:
     ValueError
         If the shapes differ or are not two-dimensional, or if ``measured`` holds NaN.
 
+    See Also
+    --------
+    spearman, noise_ceiling
+
     Examples
     --------
-    >>> pearson([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]], [[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]])
+    >>> import nh2st_scverse as nh
+    >>> nh.metrics.pearson([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]], [[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]])
     array([ 1., nan])
     """
     return _correlation(*_pair(measured, predicted))
@@ -73,9 +78,14 @@ def spearman(measured: ArrayLike, predicted: ArrayLike) -> Floats:
     ValueError
         If the shapes differ or are not two-dimensional, or if ``measured`` holds NaN.
 
+    See Also
+    --------
+    pearson
+
     Examples
     --------
-    >>> spearman([[0.0], [1.0], [2.0]], [[1.0], [10.0], [1000.0]])
+    >>> import nh2st_scverse as nh
+    >>> nh.metrics.spearman([[0.0], [1.0], [2.0]], [[1.0], [10.0], [1000.0]])
     array([1.])
     """
     x, y = _pair(measured, predicted)
@@ -106,9 +116,14 @@ def mse(measured: ArrayLike, predicted: ArrayLike) -> Floats:
     ValueError
         If the shapes differ or are not two-dimensional, or if ``measured`` holds NaN.
 
+    See Also
+    --------
+    mae, variance_ratio
+
     Examples
     --------
-    >>> mse([[1.0], [2.0]], [[1.0], [4.0]])
+    >>> import nh2st_scverse as nh
+    >>> nh.metrics.mse([[1.0], [2.0]], [[1.0], [4.0]])
     array([2.])
     """
     x, y = _pair(measured, predicted)
@@ -134,9 +149,14 @@ def mae(measured: ArrayLike, predicted: ArrayLike) -> Floats:
     ValueError
         If the shapes differ or are not two-dimensional, or if ``measured`` holds NaN.
 
+    See Also
+    --------
+    mse
+
     Examples
     --------
-    >>> mae([[1.0], [2.0]], [[1.0], [4.0]])
+    >>> import nh2st_scverse as nh
+    >>> nh.metrics.mae([[1.0], [2.0]], [[1.0], [4.0]])
     array([1.])
     """
     x, y = _pair(measured, predicted)
@@ -166,9 +186,14 @@ def variance_ratio(measured: ArrayLike, predicted: ArrayLike) -> Floats:
     ValueError
         If the shapes differ or are not two-dimensional, or if ``measured`` holds NaN.
 
+    See Also
+    --------
+    ssim : structure of the map beside its contrast.
+
     Examples
     --------
-    >>> variance_ratio([[0.0], [4.0]], [[1.0], [3.0]])
+    >>> import nh2st_scverse as nh
+    >>> nh.metrics.variance_ratio([[0.0], [4.0]], [[1.0], [3.0]])
     array([0.25])
     """
     x, y = _pair(measured, predicted)
@@ -208,11 +233,12 @@ def ssim(measured: ArrayLike, predicted: ArrayLike, xy: ArrayLike, *, spacing: f
 
     Examples
     --------
+    >>> import numpy as np, nh2st_scverse as nh
     >>> xy = np.stack(np.meshgrid(np.arange(10.0), np.arange(10.0)), axis=-1).reshape(-1, 2)
     >>> measured = xy.sum(axis=1, keepdims=True)
-    >>> ssim(measured, measured, xy).round(2)
+    >>> nh.metrics.ssim(measured, measured, xy).round(2)
     array([1.])
-    >>> bool(ssim(measured, 0.3 * measured, xy) < 0.6)
+    >>> bool(nh.metrics.ssim(measured, 0.3 * measured, xy) < 0.6)
     True
     """
     from skimage.metrics import structural_similarity
@@ -279,10 +305,15 @@ def bootstrap(
     ValueError
         If ``values`` is not two-dimensional or ``n_resamples`` is less than 1.
 
+    See Also
+    --------
+    nh2st_scverse.tl.summarise : intervals of a cross-validation.
+
     Examples
     --------
+    >>> import numpy as np, nh2st_scverse as nh
     >>> scores = np.random.default_rng(0).normal(0.3, 0.1, size=(4, 250))
-    >>> np.quantile(bootstrap(scores), [0.025, 0.975]).round(1)
+    >>> np.quantile(nh.metrics.bootstrap(scores), [0.025, 0.975]).round(1)
     array([0.3, 0.3])
     """
     table = np.asarray(values, dtype=np.float64)
@@ -359,11 +390,17 @@ def noise_ceiling(
     depth varies several-fold it is too high, by 0.05 to 0.1 for genes with less than a few counts per spot, because
     ``log1p`` turns differences of depth into differences that both halves share.
 
+    See Also
+    --------
+    pearson : what it is the ceiling of.
+    nh2st_scverse.tl.evaluate : scores and ceilings of a prediction.
+
     Examples
     --------
+    >>> import numpy as np, nh2st_scverse as nh
     >>> rng = np.random.default_rng(0)
     >>> rate = np.outer(rng.gamma(2.0, 0.5, size=1000), [0.5, 5.0, 50.0])
-    >>> noise_ceiling(rng.poisson(rate), library_size=np.full(1000, 5000)).round(1)
+    >>> nh.metrics.noise_ceiling(rng.poisson(rate), library_size=np.full(1000, 5000)).round(1)
     array([0.4, 0.8, 1. ])
     """
     panel = _as_counts(counts)

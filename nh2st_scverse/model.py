@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from nh2st_scverse import __version__
 from nh2st_scverse._logging import logger
+from nh2st_scverse._saved import COMPONENTS, FORMAT, KEPT, NOVELTY, RESIDUALS, identifier, read, write
 from nh2st_scverse.data.section import Section
-from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._torch import trunk_of
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.checkpoint import claim, data_hash
@@ -31,9 +29,9 @@ from nh2st_scverse.train.spots import stack
 from nh2st_scverse.train.task import predict_batch
 from nh2st_scverse.train.trust import Novelty, fit_spread, spread
 
-FORMAT = 1
 N_EMBEDDING = 50
-COMPONENTS, RESIDUALS, NOVELTY = "components", "residuals", "novelty"  # names among the weights
+N_NAMED = 4  # genes and sections that a summary names
+ENOUGH = 50_000  # spots that tell what varies together
 PACKAGES = ("torch", "timm", "spatialdata", "anndata", "numpy")
 
 
@@ -65,6 +63,11 @@ class NH2ST:
         Name of the image encoder, and hash of its weights.
     trained_on
         Training sections and the group of each.
+
+    See Also
+    --------
+    nh2st_scverse.tl.train : make one.
+    nh2st_scverse.tl.predict_expression : apply it.
 
     Examples
     --------
@@ -165,6 +168,32 @@ class NH2ST:
         Returns
         -------
         The model. When the user interrupts, the members trained so far make it.
+
+        See Also
+        --------
+        nh2st_scverse.tl.train : what users call.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> table = sdata["table"]
+        >>> _, sections = nh.data.section.find_sections(sdata)
+        >>> for section in sections:
+        ...     section.features = table.obs[["n_nuclei", "fraction_fat"]].to_numpy("float32")[section.rows]
+        ...     section.expression = nh.data.expression.measured(table)[section.rows, :20]
+        ...     section.trainable = section.usable
+        >>> model = nh.NH2ST.fit(
+        ...     sections,
+        ...     ["p1", "p2"],
+        ...     table.var_names[:20],
+        ...     nh.nn.Config(fields=(1.0,), max_epochs=2),
+        ...     unit="log1p(counts per 10,000)",
+        ...     patch_um=75,
+        ...     encoder=nh.encoders.Precomputed("cells"),
+        ... )
+        >>> len(model.genes)
+        20
         """
         field_um = patch_um * max(config.fields)
         folds = make_folds(sections, groups, patch_um=field_um, max_folds=config.n_members, seed=seed, strict=False)
@@ -270,6 +299,25 @@ class NH2ST:
         Returns
         -------
         (n_spots, n_genes) float32, the mean over the members; NaN for spots without a usable image.
+
+        Raises
+        ------
+        ValueError
+            Features of another number than those the model was trained on.
+
+        See Also
+        --------
+        nh2st_scverse.tl.predict_expression : what users call.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> _, (section, other) = nh.data.section.find_sections(sdata)
+        >>> section.features = sdata["table"].obsm["nh2st_features"][section.rows]
+        >>> model.predict(section).shape == (section.n_spots, 20)
+        True
         """
         if section.features is not None and section.features.shape[1] != self.members[0].n_features:
             raise ValueError(
@@ -295,10 +343,40 @@ class NH2ST:
         return predicted
 
     def uncertainty(self, section: Section, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Standard deviation (n_spots, n_genes) of predictions, and novelty (n_spots,) of the tissue.
+        """Standard deviation of predictions, and novelty of the tissue.
 
-        The first is that of the residuals on tissue that the members never saw, as a function of the prediction. The
-        second is the distance to the training spots, 1 where 5 % of these are farther from those of other groups.
+        Parameters
+        ----------
+        section
+            The section, with features.
+        predicted
+            Its predictions (n_spots, n_genes), from :meth:`predict`.
+
+        Returns
+        -------
+        Two arrays. (n_spots, n_genes): the standard deviation of the residuals on tissue that the members never saw, as
+        a function of the prediction. (n_spots,): the distance to the training spots, 1 where 5 % of these are farther
+        from those of other groups.
+
+        Raises
+        ------
+        ValueError
+            The model was saved by a version that kept no residuals, or had no held-out tissue to take them from.
+
+        See Also
+        --------
+        nh2st_scverse.tl.predict_expression : writes both into the table, with ``uncertainty=True``.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> _, (section, other) = nh.data.section.find_sections(sdata)
+        >>> section.features = sdata["table"].obsm["nh2st_features"][section.rows]
+        >>> std, novelty = model.uncertainty(section, model.predict(section))
+        >>> bool((std > 0).all()), novelty.shape == (section.n_spots,)
+        (True, True)
         """
         if self.residuals is None:
             raise ValueError(
@@ -310,13 +388,48 @@ class NH2ST:
         return spread(self.residuals, predicted), novelty
 
     def embed(self, predicted: np.ndarray) -> np.ndarray:
-        """Coordinates (n_spots, n) of predictions (n_spots, n_genes), the same axes for every section."""
+        """Project predictions on the axes along which those of the training sections vary.
+
+        Parameters
+        ----------
+        predicted
+            (n_spots, n_genes), from :meth:`predict`.
+
+        Returns
+        -------
+        (n_spots, n), n at most 50; the axes are the same for every section.
+
+        See Also
+        --------
+        nh2st_scverse.tl.predict_expression : writes it to ``obsm["X_nh2st"]``.
+
+        Examples
+        --------
+        >>> import numpy as np, nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> model.embed(np.zeros((5, 20))).shape
+        (5, 20)
+        """
         return predicted @ self.components
 
     @property
     def identifier(self) -> str:
-        """Short hash of the weights and the panel."""
-        return _identifier(self.genes, self._weights())
+        """Short hash of the weights and the panel.
+
+        See Also
+        --------
+        provenance : what a table keeps beside it.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> len(model.identifier)
+        16
+        """
+        return identifier(self.genes, self._weights())
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder: ``weights.safetensors``, ``model.json``, ``history.csv``.
@@ -326,7 +439,8 @@ class NH2ST:
         path
             The folder; made if needed.
         overwrite
-            Replace a model that is there.
+            Replace a model that is there, at once when all of the new one is written: a disk that is full or an
+            interruption leaves the old one. Other files in the folder stay.
 
         Returns
         -------
@@ -336,21 +450,26 @@ class NH2ST:
         ------
         FileExistsError
             The folder holds something and `overwrite` is False.
+
+        See Also
+        --------
+        load : read it.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> sorted(path.name for path in model.save("my_model").iterdir())
+        ['history.csv', 'model.json', 'weights.safetensors']
         """
-        folder = Path(path)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
-            raise FileExistsError(f"{folder} exists: choose another folder, or pass overwrite=True.")
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = {COMPONENTS: self.components}
+        arrays = {COMPONENTS: self.components}
         if self.residuals is not None:
-            beside[RESIDUALS] = self.residuals
+            arrays[RESIDUALS] = self.residuals
         if self.novelty is not None:
-            beside |= {f"{NOVELTY}.{name}": values for name, values in self.novelty.arrays().items()}
-        arrays = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in beside.items()}
-        save_file(self._weights() | arrays, folder / "weights.safetensors")
-        (folder / "model.json").write_text(json.dumps(self._description(), indent=1, allow_nan=False), encoding="utf-8")
-        self.history.to_csv(folder / "history.csv", index=False)
-        shutil.copymode(folder / "model.json", folder / "weights.safetensors")  # safetensors shuts out everyone else
+            arrays |= {f"{NOVELTY}.{name}": values for name, values in self.novelty.arrays().items()}
+        folder = Path(path)
+        write(folder, self._weights(), arrays, self._description(), self.history, overwrite=overwrite)
         return folder
 
     @classmethod
@@ -374,63 +493,20 @@ class NH2ST:
             No model in the folder.
         ValueError
             A file is damaged, or was written by a newer version.
+
+        See Also
+        --------
+        save : write it.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> nh.NH2ST.load(model.save("my_model")).identifier == model.identifier
+        True
         """
-        folder = Path(path)
-        lacking = [n for n in ("model.json", "weights.safetensors", "history.csv") if not (folder / n).is_file()]
-        if lacking:
-            raise FileNotFoundError(f"Expected a model saved with model.save({str(path)!r}), found no {lacking} there.")
-        try:
-            about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-            written = int(about["format"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"model.json in {folder} is damaged: {error!r}. Save the model again.") from error
-        if written > FORMAT:
-            raise ValueError(
-                f"The model in {folder} has format {written}; this version reads up to {FORMAT}. Update nh2st-scverse."
-            )
-        try:
-            weights = load_file(folder / "weights.safetensors")
-        except SafetensorError as error:
-            raise ValueError(f"weights.safetensors in {folder} is damaged: {error}. Save the model again.") from error
-        components, residuals = weights.pop(COMPONENTS, None), weights.pop(RESIDUALS, None)
-        familiar = {k.split(".")[1]: weights.pop(k).numpy() for k in list(weights) if k.startswith(f"{NOVELTY}.")}
-        try:
-            history = pd.read_csv(folder / "history.csv", float_precision="round_trip", converters={"held_out": str})
-        except ValueError as error:
-            raise ValueError(f"history.csv in {folder} is damaged: {error}. Save the model again.") from error
-        try:
-            if components is None or about["identifier"] != _identifier(about["genes"], weights):
-                raise ValueError("genes or weights are not those that were saved")
-            config = Config.from_dict(about["config"])
-            layers = _layers(about["encoder"], encoder) if config.fine_tune else None
-            members = []
-            for i in range(about["n_members"]):
-                state = {k.split(".", 1)[1]: v for k, v in weights.items() if k.startswith(f"{i}.")}
-                with seeded(0):  # these weights are replaced
-                    trunk = None if layers is None else trunk_of(layers)
-                    member = Member(config, about["n_features"], about["n_inputs"][i], len(about["genes"]), trunk)
-                member.load_state_dict(state)
-                members.append(member)
-            index = pd.Index(about["genes"], name="gene")
-            scores = pd.Series(about["pearson"], index, dtype=float, name="pearson").to_frame()
-            kept = {name: about[name] for name in _KEPT}
-        except _OtherEncoder as error:
-            raise ValueError(str(error)) from None
-        except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"Weights and model.json in {folder} do not belong together or were edited: {error!r}. Save the model "
-                "again."
-            ) from error
-        return cls(
-            members=members,
-            config=config,
-            history=history,
-            scores=scores,
-            components=components.numpy(),
-            residuals=None if residuals is None else residuals.numpy(),
-            novelty=Novelty.of(familiar) if familiar else None,
-            **kept,
-        )
+        return cls(**read(Path(path), encoder))
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {f"{i}.{k}": v.contiguous() for i, m in enumerate(self.members) for k, v in m.state_dict().items()}
@@ -441,7 +517,7 @@ class NH2ST:
             "format": FORMAT,
             "config": self.config.to_dict(),
             "identifier": self.identifier,
-            **{name: getattr(self, name) for name in _KEPT},
+            **{name: getattr(self, name) for name in KEPT},
             "pearson": [None if np.isnan(v) else float(v) for v in self.scores["pearson"]],
             "n_members": len(self.members),
             "n_inputs": [m.network.query_projection.in_features for m in self.members],
@@ -450,7 +526,25 @@ class NH2ST:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What a table keeps about its predictions: flat scalars, and one JSON string with the rest."""
+        """What a table keeps about its predictions: flat scalars, and one JSON string with the rest.
+
+        Returns
+        -------
+        ``model``, ``preset``, ``encoder``, ``encoder_hash``, ``unit``, ``patch_um``, ``spacing_um``, ``n_genes``,
+        ``mean_pearson``, and ``json`` with all settings, genes, training sections and versions of packages.
+
+        See Also
+        --------
+        identifier : the model in one word.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> model.provenance()["encoder"], model.provenance()["patch_um"]
+        ('efficientnet_lite0', 75.0)
+        """
         return {
             "model": self.identifier,
             "preset": self.config.name,
@@ -469,54 +563,51 @@ class NH2ST:
     def __repr__(self) -> str:
         held_out = self.provenance()["mean_pearson"]
         return (
-            f"NH2ST model, preset {self.config.name!r}: {len(self.genes)} genes ({', '.join(self.genes[:3])}, ...), "
+            f"NH2ST model, preset {self.config.name!r}: {len(self.genes)} genes ({_some(self.genes)}), "
             f"unit {self.unit}\n"
-            f"  trained on {len(self.trained_on)} section(s): {', '.join(self.trained_on)}; "
+            f"  trained on {len(self.trained_on)} section(s): {_some(self.trained_on)}; "
             f"{len(self.members)} member(s)\n"
             f"  images: {self.encoder}, patches of {self.patch_um:g} µm\n"
             f"  mean Pearson on held-out tissue of the training sections: {held_out:.3f}"
         )
 
+    def _repr_html_(self) -> str:
+        """A short table, for notebooks."""
+        pearson = self.scores["pearson"].dropna().sort_values(ascending=False)
+        best = [f"{gene} {r:.2f}" for gene, r in pearson.items()]
+        groups = list(dict.fromkeys(self.trained_on.values()))
+        epochs = self.history.groupby("member")["epoch"].max() + 1
+        rows = {
+            "preset": self.config.name,
+            "genes": f"{len(self.genes)}: {_some(self.genes)}",
+            "unit": self.unit,
+            "image encoder": self.encoder,
+            "patches": f"{self.patch_um:g} µm, spots {self.spacing_um:g} µm apart",
+            "training sections": f"{len(self.trained_on)}: {_some(self.trained_on)}",
+            "groups held out": f"{len(groups)}: {_some(groups)}",
+            "members": f"{len(self.members)}, of {epochs.min()} to {epochs.max()} epochs"
+            + (" (interrupted)" if self.interrupted else ""),
+            "Pearson on held-out tissue": f"mean {pearson.mean():.3f}, median {pearson.median():.3f}"
+            if len(pearson)
+            else "not known",
+            "best genes": _some(best) if best else "not known",
+        }
+        left = "style='text-align: left'"
+        cells = "".join(
+            f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(value)}</td></tr>" for name, value in rows.items()
+        )
+        return f"<table><caption {left}><b>NH2ST model</b> {self.identifier}</caption>{cells}</table>"
 
-class _OtherEncoder(Exception):
-    """The layers of a trained encoder are not at hand."""
 
-
-def _layers(name: str, encoder: str | Encoder | None) -> Encoder:
-    """The encoder whose layers a model trained, of the given name."""
-    try:
-        found = get(encoder or name)
-    except ValueError:
-        raise _OtherEncoder(f"The model trained encoder {name!r}: pass it to NH2ST.load as encoder=.") from None
-    if found.name != name:
-        raise _OtherEncoder(f"The model trained encoder {name!r}, found encoder={found.name!r}.")
-    return found
-
-
-def _identifier(genes: Sequence[str], weights: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(list(genes)).encode())
-    for name, value in sorted(weights.items()):
-        digest.update(name.encode() + value.numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-_KEPT = (
-    "genes",
-    "unit",
-    "patch_um",
-    "spacing_um",
-    "encoder",
-    "encoder_hash",
-    "encoder_dim",
-    "patch_px",
-    "stain",
-    "trained_on",
-    "seed",
-)
+def _some(names: Iterable[str]) -> str:
+    """The first few names."""
+    listed = list(names)
+    return ", ".join(listed[:N_NAMED]) + (", ..." if len(listed) > N_NAMED else "")
 
 
 def principal_genes(predicted: np.ndarray) -> np.ndarray:
     """Basis (G, n) of the embedding: what varies together in predictions (N, G) scaled to variance 1 by gene."""
+    predicted = predicted[:: -(-len(predicted) // ENOUGH)] if len(predicted) else predicted
     scale = predicted.std(axis=0) + 1e-6
     _, _, basis = np.linalg.svd((predicted - predicted.mean(axis=0)) / scale, full_matrices=False)
     return (basis[:N_EMBEDDING].T / scale[:, None]).astype(np.float32)

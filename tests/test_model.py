@@ -7,6 +7,8 @@ format changes, and keep the earlier ones: they must stay readable.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,28 @@ def test_what_a_model_says_of_itself(model: nh.NH2ST) -> None:
     assert {"nh2st-scverse", "torch", "numpy"} <= set(rest["packages"])
 
 
+def test_a_table_in_notebooks(model: nh.NH2ST) -> None:
+    scores = model.scores.assign(pearson=[0.1, 0.7, 0.5, np.nan, 0.3])
+    told = nh.NH2ST(**{**vars(model), "scores": scores, "trained_on": {f"<{i}>": f"patient{i % 2}" for i in range(9)}})
+    rows = dict(re.findall(r"<tr><th[^>]*>(.*?)</th><td[^>]*>(.*?)</td></tr>", told._repr_html_()))
+    genes = model.genes
+    assert rows["genes"] == f"5: {', '.join(genes[:4])}, ..."
+    assert rows["training sections"] == "9: &lt;0&gt;, &lt;1&gt;, &lt;2&gt;, &lt;3&gt;, ..."  # as text
+    assert rows["groups held out"] == "2: patient0, patient1"
+    assert rows["patches"] == "75 µm, spots 100 µm apart"
+    assert rows["image encoder"] == "colours" and rows["preset"] == "default" and rows["unit"] == model.unit
+    assert rows["Pearson on held-out tissue"] == "mean 0.400, median 0.400"
+    assert rows["best genes"].startswith(f"{genes[1]} 0.70, {genes[2]} 0.50")
+    assert rows["members"] == f"2, of {min(n := epochs_of(model))} to {max(n)} epochs"
+    unknown = nh.NH2ST(**{**vars(model), "scores": scores.assign(pearson=np.nan), "interrupted": True})._repr_html_()
+    assert unknown.count("not known") == 2 and "(interrupted)" in unknown
+    assert max(map(len, repr(told).splitlines())) < 140 and "9 section(s): <0>, <1>, <2>, <3>, ..." in repr(told)
+
+
+def epochs_of(model: nh.NH2ST) -> list[int]:
+    return [int((model.history["member"] == i).sum()) for i in range(len(model.members))]
+
+
 def test_prediction_is_the_mean_of_the_members(model: nh.NH2ST, sdata: SpatialData) -> None:
     whole = predictions(model, sdata)
     parts = []
@@ -189,6 +213,41 @@ def test_a_folder_with_something_in_it_is_kept(model: nh.NH2ST, folder: Path, tm
     assert len(nh.NH2ST.load(folder).members) == 1
     (tmp_path / "empty").mkdir()
     assert model.save(str(tmp_path / "empty")) == tmp_path / "empty"
+
+
+@pytest.mark.parametrize("at", ["writing", "swapping"])
+def test_a_failed_save_leaves_what_was_there(
+    at: str, model: nh.NH2ST, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    replace = os.replace
+
+    def stuck(source: Path, target: Path) -> None:
+        """The second new file does not reach its place; the way back is free."""
+        if source.name == "weights.safetensors" and source.parent.parent == target.parent:
+            full()
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        if at == "writing":
+            patch.setattr(pd.DataFrame, "to_csv", full)
+        else:
+            patch.setattr(os, "replace", stuck)
+        other = nh.NH2ST(**{**vars(model), "members": model.members[:1]})
+        with pytest.raises(OSError, match="No space left"):
+            other.save(folder, overwrite=True)
+        with pytest.raises(OSError, match="No space left"):
+            other.save(tmp_path / "new")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not (tmp_path / "new").exists()
+    other.save(folder, overwrite=True)
+    assert len(nh.NH2ST.load(folder).members) == 1
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "notes.txt"])
 
 
 # ------------------------------------------------------------------------------------------------------- damage

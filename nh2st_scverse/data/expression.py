@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
+from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import TARGET_SUM
 from nh2st_scverse._logging import logger
@@ -46,7 +47,22 @@ def is_logged(x: Any) -> bool:
     return bool(values.size and values.max() < 20 and np.any(values != np.round(values)))
 
 
-def measured(adata: AnnData, layer: str | None = None) -> np.ndarray:
+def expression(adata: AnnData, layer: str | None = None) -> Any:
+    """What :func:`measured` gives, (n_spots, n_genes) float32; sparse where the table is.
+
+    A million bins by all genes do not fit in memory otherwise.
+    """
+    x = matrix(adata, layer)
+    x = sp.csr_matrix(x) if sp.issparse(x) else np.asarray(x)
+    if is_logged(x):
+        return x.astype(np.float32)
+    values: Any = x.data if sp.issparse(x) else x
+    if not np.array_equal(values, np.round(values)):
+        logger.warning("Counts are not whole numbers but too large to be logarithms: normalised as counts.")
+    return log_normalise(x)
+
+
+def measured(adata: AnnData, layer: str | None = None, columns: np.ndarray | None = None) -> np.ndarray:
     """Expression as the model is trained on it: ``log1p`` of counts per ten thousand.
 
     Parameters
@@ -55,6 +71,8 @@ def measured(adata: AnnData, layer: str | None = None) -> np.ndarray:
         A table of spots x genes.
     layer
         Layer with counts; None means X. Values that are logarithms already are used as they are.
+    columns
+        Positions of the wanted genes; None: all. Counts are per ten thousand of all genes in any case.
 
     Returns
     -------
@@ -74,12 +92,8 @@ def measured(adata: AnnData, layer: str | None = None) -> np.ndarray:
     >>> nh.data.expression.measured(sdata.tables["table"]).min() >= 0
     np.True_
     """
-    x = matrix(adata, layer)
-    if is_logged(x):
-        return to_dense(x)
-    if not np.array_equal(*(v := (x.data if sp.issparse(x) else np.asarray(x)), np.round(v))):
-        logger.warning("Counts are not whole numbers but too large to be logarithms: normalised as counts.")
-    return log_normalise(to_dense(x))
+    values = expression(adata, layer)
+    return to_dense(values if columns is None else values[:, columns])
 
 
 def to_dense(x: Any) -> np.ndarray:
@@ -87,11 +101,15 @@ def to_dense(x: Any) -> np.ndarray:
     return np.asarray(x.toarray() if sp.issparse(x) else x, dtype=np.float32)
 
 
-def log_normalise(counts: np.ndarray, target_sum: float = TARGET_SUM) -> np.ndarray:
-    """``log1p`` of counts scaled to `target_sum` per spot; empty spots stay zero. (n, genes) float32."""
-    library = counts.sum(axis=1, keepdims=True, dtype=np.float64)
+def log_normalise(counts: Any, target_sum: float = TARGET_SUM) -> Any:
+    """``log1p`` of counts scaled to `target_sum` per spot; empty spots stay zero. (n, genes) float32, sparse or not."""
+    library = np.asarray(counts.sum(axis=1, dtype=np.float64)).reshape(-1, 1)
     scale = np.divide(target_sum, library, out=np.zeros_like(library), where=library > 0)
-    return np.log1p(counts * scale).astype(np.float32)
+    if not sp.issparse(counts):
+        return np.log1p(counts * scale).astype(np.float32)
+    found = sp.csr_matrix(counts, dtype=np.float32, copy=True)
+    found.data = np.log1p(found.data * np.repeat(scale[:, 0], np.diff(found.indptr))).astype(np.float32)
+    return found
 
 
 def smooth(expression: np.ndarray, rows: np.ndarray, columns: np.ndarray, hexagonal: bool) -> np.ndarray:
@@ -100,21 +118,26 @@ def smooth(expression: np.ndarray, rows: np.ndarray, columns: np.ndarray, hexago
     On a square array adjacent means that row and column differ by at most 1; on a hexagonal one that the spot is one
     of the six around it (same row and two columns away, or one row and one column), which a square window misses.
     """
-    dr = np.abs(rows[:, None] - rows)  # (n, n)
-    dc = np.abs(columns[:, None] - columns)
-    near = ((dr == 0) & (dc <= 2)) | ((dr == 1) & (dc <= 1)) if hexagonal else (dr <= 1) & (dc <= 1)
-    return ((near / near.sum(axis=1, keepdims=True)) @ expression).astype(np.float32)
+    at = np.stack([rows, columns], axis=1).astype(float)
+    i, j = cKDTree(at).query_pairs(2.5 if hexagonal else 1.5, p=np.inf, output_type="ndarray").T
+    dr, dc = np.abs(at[i] - at[j]).T
+    near = (((dr == 0) & (dc <= 2)) | ((dr == 1) & (dc <= 1))) if hexagonal else (dr <= 1) & (dc <= 1)
+    i, j = i[near], j[near]
+    own = np.arange(len(at))
+    pairs = np.concatenate([own, i, j]), np.concatenate([own, j, i])
+    adjacent = sp.csr_matrix((np.ones(len(pairs[0])), pairs), shape=(len(at), len(at)))
+    return np.asarray(adjacent @ expression / adjacent.sum(axis=1), dtype=np.float32)
 
 
 def choose_genes(
-    expressions: Sequence[np.ndarray], names: Sequence[Sequence[str]], genes: str | Sequence[str], n_genes: int | None
+    expressions: Sequence[Any], names: Sequence[Sequence[str]], genes: str | Sequence[str], n_genes: int | None
 ) -> list[str]:
     """Choose the gene panel on the training sections.
 
     Parameters
     ----------
     expressions
-        Target of each section, (n_spots, n_genes).
+        Target of each section, (n_spots, n_genes), sparse or dense.
     names
         Genes of each section.
     genes
@@ -143,7 +166,7 @@ def choose_genes(
                 f"{lacking[:5]}. The sections share {len(common)} genes, e.g. {sorted(common)[:5]}."
             )
         columns = [_positions(list(n), panel) for n in names]
-        values = np.concatenate([e[:, c] for e, c in zip(expressions, columns, strict=True)])
+        values = np.concatenate([to_dense(e[:, c]) for e, c in zip(expressions, columns, strict=True)])
         if not (values.max(axis=0) > values.min(axis=0)).any():
             raise ValueError(
                 f"Expected genes that vary, found all {len(panel)} listed ones constant over the training spots."
@@ -156,11 +179,14 @@ def choose_genes(
             f"{list(names[-1][:3])}. Use one naming (symbols or Ensembl ids) in all of them."
         )
     shared = sorted(common)
-    values = np.concatenate(
-        [e[:, _positions(list(n), shared)] for e, n in zip(expressions, names, strict=True)]
-    )  # (all spots, shared genes)
-    score = values.mean(axis=0) if genes == "highest_mean" else _variability(values, expressions)
-    score = np.where(values.max(axis=0) > values.min(axis=0), score, -np.inf)  # constant genes cannot be learnt
+    columns = [_positions(list(n), shared) for n in names]
+    of_section = [np.stack(_column_statistics(e))[:, c] for e, c in zip(expressions, columns, strict=True)]
+    total, highest, lowest = np.stack(of_section, axis=1)  # (sections, shared genes) each
+    if genes == "highest_mean":
+        score = total.sum(axis=0) / sum(e.shape[0] for e in expressions)
+    else:
+        score = _variability([e[:, c] for e, c in zip(expressions, columns, strict=True)])
+    score = np.where(highest.max(axis=0) > lowest.min(axis=0), score, -np.inf)  # constant genes cannot be learnt
     order = np.argsort(-score, kind="stable")
     order = order[np.isfinite(score[order])][:n_genes]
     if not len(order):
@@ -168,12 +194,22 @@ def choose_genes(
     return [shared[i] for i in order]
 
 
-def _variability(values: np.ndarray, expressions: Sequence[np.ndarray]) -> np.ndarray:
+def _column_statistics(x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sum, maximum and minimum of each column, (G,) each."""
+    if not sp.issparse(x):
+        return x.sum(axis=0, dtype=np.float64), x.max(axis=0), x.min(axis=0)
+    highest, lowest = (getattr(x, name)(axis=0).toarray()[0] for name in ("max", "min"))
+    return np.asarray(x.sum(axis=0, dtype=np.float64)).ravel(), highest, lowest
+
+
+def _variability(expressions: Sequence[Any]) -> np.ndarray:
     """Normalised dispersion of scanpy's ``highly_variable_genes``, with the sections as batches."""
     import scanpy as sc
 
-    adata = AnnData(values)
-    adata.obs["section"] = np.repeat([str(i) for i in range(len(expressions))], [len(e) for e in expressions])
+    adata = AnnData(
+        sp.vstack(expressions, format="csr") if sp.issparse(expressions[0]) else np.concatenate(expressions)
+    )
+    adata.obs["section"] = np.repeat([str(i) for i in range(len(expressions))], [e.shape[0] for e in expressions])
     found = sc.pp.highly_variable_genes(
         adata, n_top_genes=min(2000, adata.n_vars), batch_key="section" if len(expressions) > 1 else None, inplace=False
     )

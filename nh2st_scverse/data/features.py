@@ -129,7 +129,9 @@ def look_up(section: Section, table: AnnData, tables: Mapping[str, AnnData], key
         Some spots have none, or not all are finite.
     """
     if key in table.obsm:
-        found = np.asarray(table.obsm[key], dtype=np.float32)[section.rows]
+        found = np.asarray(table.obsm[key], dtype=np.float32)
+        if not np.array_equal(section.rows, np.arange(len(found))):  # no copy of a large table
+            found = found[section.rows]
     elif key in tables:
         other = tables[key]
         attributes = other.uns.get("spatialdata_attrs")

@@ -235,9 +235,13 @@ def _choose_image(sdata: SpatialData, shapes_key: str, image_key: str | None) ->
             f"Found several images under {shapes_key!r} and cannot choose: pass image_key= one of {sharing}."
         )
     finest = max(sharing, key=lambda k: image_levels(sdata.images[k])[0].sizes["x"])
-    if len(sharing) > 1:
+    if len(sharing) > 1 and tuple(sharing) not in _told:  # a session asks for the same image many times
+        _told.add(tuple(sharing))
         logger.info("%s are one picture at several resolutions; using the finest, %r.", sharing, finest)
     return finest
+
+
+_told: set[tuple[str, ...]] = set()
 
 
 def _copies(sdata: SpatialData, image_keys: list[str], systems: set[str]) -> bool:

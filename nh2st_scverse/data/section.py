@@ -196,6 +196,19 @@ def _section(
     return Section(name, rows, geometry, spacing, usable, neighbourhoods(xy_um, spacing, usable, n_nodes))
 
 
+def check_image_keys(image_key: str | Mapping[str, str] | None, objects: Iterable[SpatialData]) -> None:
+    """Raise KeyError when `image_key` maps shapes that none of the objects has."""
+    if not isinstance(image_key, Mapping):
+        return
+    available = list(dict.fromkeys(name for sdata in objects for name in sdata.shapes))
+    unknown = [name for name in image_key if name not in available]
+    if unknown:
+        raise KeyError(
+            f"image_key= maps {unknown}, which are no shapes. Available shapes: {available}; expected "
+            "{shapes: image, ...}."
+        )
+
+
 def check_placement(geometry: Geometry, name: str, allowed: frozenset[str] = frozenset()) -> np.ndarray:
     """Check that spots lie on the image and on tissue, and not with x and y swapped. Returns (n,) bool: on the image.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from dataclasses import dataclass
 
 import geopandas as gpd
@@ -12,6 +10,7 @@ import shapely
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
+from nh2st_scverse._logging import quiet
 from nh2st_scverse._validators import choose_key
 from nh2st_scverse.data.geometry import Geometry, _affine, _systems, apply_affine, image_levels
 from nh2st_scverse.data.patches import thumbnail
@@ -74,26 +73,19 @@ def detect_tissue(geometry: Geometry, min_piece_um: float) -> Tissue:
     step = level.size[0] / picture.shape[1]
     side_um = step * level.microns_per_pixel
     small = SpatialData(images={"thumbnail": Image2DModel.parse(picture.transpose(2, 0, 1), dims=("c", "y", "x"))})
-    log = logging.getLogger("spatialdata._logging")
-    before = log.level
-    log.setLevel(logging.WARNING)  # each step would be a message
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what its libraries say about themselves
-            from squidpy.experimental.im import detect_tissue as by_squidpy
+    with quiet():
+        from squidpy.experimental.im import detect_tissue as by_squidpy
 
-            found = by_squidpy(
-                small,
-                "thumbnail",
-                channel_format="rgb",
-                corners_are_background=False,  # glass is what is bright, also where tissue fills a corner
-                min_specimen_area_frac=min(0.5, (min_piece_um / side_um) ** 2 / picture[..., 0].size),
-                n_samples=picture[..., 0].size,  # every piece
-                close_holes_smaller_than_frac=HOLES,
-                inplace=False,
-            )
-    finally:
-        log.setLevel(before)
+        found = by_squidpy(
+            small,
+            "thumbnail",
+            channel_format="rgb",
+            corners_are_background=False,  # glass is what is bright, also where tissue fills a corner
+            min_specimen_area_frac=min(0.5, (min_piece_um / side_um) ** 2 / picture[..., 0].size),
+            n_samples=picture[..., 0].size,  # every piece
+            close_holes_smaller_than_frac=HOLES,
+            inplace=False,
+        )
     mask = np.asarray(found) > 0
     grey = picture.mean(axis=2)
     if mask.all() or (mask.any() and grey[~mask].mean() - grey[mask].mean() < CONTRAST):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nh2st_scverse.datasets._space_ranger import space_ranger_folder
 from nh2st_scverse.datasets._synthetic import synthetic
 
-__all__ = ["synthetic"]
+__all__ = ["space_ranger_folder", "synthetic"]

@@ -106,6 +106,11 @@ def synthetic(
     TypeError, ValueError
         When an argument is not a number of the stated kind or range.
 
+    See Also
+    --------
+    space_ranger_folder : write a section as the files of Space Ranger.
+    nh2st_scverse.io.from_anndata : sections of your own.
+
     Examples
     --------
     >>> import json

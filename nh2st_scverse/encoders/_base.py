@@ -20,6 +20,11 @@ class Encoder(Protocol):
     One that also has ``trunk()``, a torch module that maps images (n, 3, side, side) of 0 to 1 to features (n, dim) or
     feature maps (n, channels, h, w), can be trained with the network (``fine_tune=True``).
 
+    See Also
+    --------
+    Precomputed : features that are there already.
+    Timm : networks that are there already.
+
     Examples
     --------
     >>> import numpy as np, nh2st_scverse as nh
@@ -60,6 +65,10 @@ def get(encoder: str | Encoder = DEFAULT) -> Encoder:
         Unknown name.
     TypeError
         An object that lacks part of the interface.
+
+    See Also
+    --------
+    Encoder : what an encoder is.
 
     Examples
     --------

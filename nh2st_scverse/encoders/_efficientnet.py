@@ -28,6 +28,11 @@ class EfficientNetLite0(TorchEncoder):
     device
         ``"auto"`` takes a GPU when there is one.
 
+    See Also
+    --------
+    Timm : larger networks.
+    get : the encoder of a name.
+
     Examples
     --------
     >>> import numpy as np, nh2st_scverse as nh

@@ -20,6 +20,10 @@ class Precomputed:
         and wsidata write them (``"uni_tiles"``). Its rows are matched by instance id if it annotates the spots, else by
         their names. The name ``"precomputed:<key>"`` stands for it too.
 
+    See Also
+    --------
+    Encoder : compute them from patches.
+
     Examples
     --------
     >>> import numpy as np, nh2st_scverse as nh

@@ -41,6 +41,11 @@ class ResNet18(TorchEncoder):
     ValueError
         The file is not such a checkpoint.
 
+    See Also
+    --------
+    Timm : other networks.
+    nh2st_scverse.tl.train : with ``preset="paper"`` it is trained too.
+
     Examples
     --------
     >>> import torch, nh2st_scverse as nh

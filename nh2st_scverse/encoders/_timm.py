@@ -52,6 +52,11 @@ class Timm(TorchEncoder):
     ConnectionError
         The hub cannot be reached.
 
+    See Also
+    --------
+    ResNet18 : the encoder of the paper.
+    Encoder : a network from another package.
+
     Examples
     --------
     Models that ask for a login: accept the terms on their page, then ``hf auth login``; or download the folder on

@@ -78,6 +78,12 @@ def from_anndata(
     FileNotFoundError
         If there is no such image file.
 
+    See Also
+    --------
+    spatial_transcriptomics : from tables of counts and spots.
+    spatialdata_io.visium : from the folder of Space Ranger.
+    nh2st_scverse.pp.check : what is found in the result.
+
     Examples
     --------
     >>> import anndata as ad, numpy as np

@@ -86,6 +86,11 @@ def spatial_transcriptomics(
         If spots or genes are duplicated, counts are negative or missing, no spot of the counts is in the spot table,
         columns are missing, spots are outside the image, or the image is not 8-bit RGB.
 
+    See Also
+    --------
+    her2st : the files of the HER2+ breast cancer data.
+    from_anndata : from an AnnData and an image.
+
     Examples
     --------
     >>> import numpy as np, pandas as pd
@@ -145,8 +150,14 @@ def her2st(root: str | os.PathLike[str], section: str, **kwargs: Any) -> Spatial
     ValueError
         If there are several images in the section's folder.
 
+    See Also
+    --------
+    spatial_transcriptomics : other legacy sections.
+
     Examples
     --------
+    The folder ``data`` of https://github.com/almaan/her2st, unpacked:
+
     >>> import nh2st_scverse as nh
     >>> sdata = nh.io.her2st("her2st/data", "C2")  # doctest: +SKIP
     """

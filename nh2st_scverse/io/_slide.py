@@ -39,7 +39,7 @@ SLIDE_SUFFIXES = (".svs", ".ndpi", ".tif", ".tiff", ".btf", ".scn", ".bif")
 PLAUSIBLE = (0.05, 10.0)
 """µm per pixel of histology; 72 or 300 dots per inch, which programs write when they do not know, are beyond."""
 
-IN_MICRONS = {"µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+IN_MICRONS = {"µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0, "Å": 1e-4}
 
 
 def slide(

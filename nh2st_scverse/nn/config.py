@@ -10,6 +10,10 @@ from typing import Any
 class Config:
     """Settings of NH2ST. The defaults are the preset ``default``; :meth:`preset` gives ``paper``.
 
+    See Also
+    --------
+    nh2st_scverse.tl.train : takes its fields as keywords.
+
     Examples
     --------
     >>> from nh2st_scverse.nn import Config

@@ -10,6 +10,8 @@ from nh2st_scverse.nn.config import Config
 from nh2st_scverse.nn.hypergraph import masked_mean
 from nh2st_scverse.nn.nh2st import Images, NH2STNetwork
 
+SOME = 8192  # spots that are projected at a time: beside the features of a large table stands no copy of them
+
 
 class Projection(nn.Module):
     """``(x - mean) @ matrix``: features (N, F) to the components (N, C) that enter the network."""
@@ -24,7 +26,8 @@ class Projection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Project (N, F) to (N, C)."""
-        return (features - self.mean) @ self.matrix
+        parts = [(some - self.mean) @ self.matrix for some in features.split(SOME)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class Member(nn.Module):

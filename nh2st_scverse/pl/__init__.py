@@ -3,6 +3,7 @@
 ============================  =========================================================================
 :func:`check`                 spots on their H&E, and some of the patches
 :func:`expression`            H&E | measured | predicted, one row per gene and section
+:func:`slide_map`             predictions on a grid over an H&E slide, without gaps
 :func:`scatter`               predicted against measured, spot by spot
 :func:`uncertainty`           predictions and how far they may be off
 :func:`gene_scores`           all genes by held-out correlation, with their noise ceiling
@@ -27,6 +28,7 @@ from nh2st_scverse.pl._gene_scores import gene_scores
 from nh2st_scverse.pl._history import history
 from nh2st_scverse.pl._neighbourhood import neighbourhood
 from nh2st_scverse.pl._scatter import scatter
+from nh2st_scverse.pl._slide_map import slide_map
 from nh2st_scverse.pl._spatially_variable import spatially_variable
 from nh2st_scverse.pl._uncertainty import uncertainty
 
@@ -39,6 +41,7 @@ __all__ = [
     "history",
     "neighbourhood",
     "scatter",
+    "slide_map",
     "spatially_variable",
     "uncertainty",
 ]

@@ -83,7 +83,7 @@ def benchmark(
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
     >>> scores = nh.tl.cross_validate(sdata, baselines=["ridge"], n_genes=20, max_epochs=3, progress=False)
     >>> nh.pl.benchmark(scores)
     """

@@ -75,6 +75,11 @@ def check(
     ValueError
         Spots outside the image, or a `patch_um` that is not above 0.
 
+    See Also
+    --------
+    nh2st_scverse.pp.check : the same question, answered in words.
+    neighbourhood : one spot and those around it.
+
     Examples
     --------
     >>> import nh2st_scverse as nh

@@ -86,6 +86,11 @@ def clusters(
     ValueError
         No spot has both labels, or a column has too many different values to be a clustering.
 
+    See Also
+    --------
+    spatially_variable : whether the same genes have a pattern.
+    nh2st_scverse.tl.biology : the agreement as numbers.
+
     Examples
     --------
     >>> import nh2st_scverse as nh

@@ -14,6 +14,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.image import AxesImage
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY, LOG_UNIT
@@ -124,7 +125,7 @@ def expression(
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
     >>> nh.pl.expression(sdata, shapes_key="section_0_spots")
     """
@@ -207,7 +208,7 @@ def draw_values(
     return spots
 
 
-def draw_colour_bar(ax: Axes, spots: Collection, values: np.ndarray, label: str) -> None:
+def draw_colour_bar(ax: Axes, spots: Collection | AxesImage, values: np.ndarray, label: str) -> None:
     low, high = spots.get_clim()
     below, above = np.nanmin(values, initial=low) < low, np.nanmax(values, initial=high) > high
     extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
@@ -247,10 +248,7 @@ def _only_predictions(table: AnnData, key: str) -> bool:
 
 
 def choose_genes(table: AnnData, key: str, genes: str | Sequence[str] | None) -> list[str]:
-    if key in table.var:
-        known = table.var[key].to_numpy(dtype=bool)
-    else:
-        known = ~np.isnan(to_dense(_prediction(table, key))).all(axis=0)
+    known = np.isin(np.arange(table.n_vars), predicted_genes(table, key))
     names = table.var_names.to_numpy(dtype=str)
     if genes is None:
         score = table.var.get(f"{key}_pearson")
@@ -262,7 +260,7 @@ def choose_genes(table: AnnData, key: str, genes: str | Sequence[str] | None) ->
         raise ValueError("Expected one or more genes, found an empty list. genes=None draws the best ones.")
     missing = [gene for gene in panel if gene not in table.var_names]
     if missing:
-        close = {gene: _close(gene, names) for gene in missing}
+        close = {gene: close_names(gene, names) for gene in missing}
         hint = "; ".join(f"{gene!r}: did you mean {found}?" for gene, found in close.items() if found)
         examples = f"It has {len(names)} genes, e.g. {[str(n) for n in names[:5]]}."
         raise KeyError(f"Genes {missing} are not in the table. {hint or examples}")
@@ -277,7 +275,14 @@ def choose_genes(table: AnnData, key: str, genes: str | Sequence[str] | None) ->
     return panel
 
 
-def _close(gene: str, names: np.ndarray) -> list[str]:
+def predicted_genes(table: AnnData, key: str) -> np.ndarray:
+    """Positions in the table of the genes that were predicted."""
+    if key in table.var:
+        return np.flatnonzero(table.var[key].to_numpy(dtype=bool))
+    return np.flatnonzero(~np.isnan(to_dense(_prediction(table, key))).all(axis=0))
+
+
+def close_names(gene: str, names: np.ndarray) -> list[str]:
     """Genes of a similar name, in whatever case."""
     lower = {str(name).lower(): str(name) for name in names}
     return [lower[match] for match in difflib.get_close_matches(gene.lower(), lower, n=3, cutoff=0.6)]

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 from spatialdata import SpatialData
 
 from nh2st_scverse._validators import ALLOWANCES
-from nh2st_scverse.data.geometry import apply_affine
+from nh2st_scverse.data.geometry import Geometry, apply_affine
 from nh2st_scverse.data.patches import read_pixels
 from nh2st_scverse.data.section import Section, find_sections
 
@@ -64,10 +64,11 @@ def pictures(
         microns_per_pixel=microns_per_pixel,
         allow=ALLOWANCES,  # what was let through when it was predicted can be looked at
     )
-    return [_picture(sdata, section) for section in sections]
+    return [draw_ready(sdata, section) for section in sections]
 
 
-def _picture(sdata: SpatialData, section: Section) -> Picture:
+def draw_ready(sdata: SpatialData, section: Section) -> Picture:
+    """One section ready to be drawn."""
     geometry = section.geometry
     full = geometry.levels[0]
     microns = full.microns_per_pixel
@@ -85,14 +86,7 @@ def _picture(sdata: SpatialData, section: Section) -> Picture:
     margin = radius[seen].max() + section.spacing_um
     low, high = xy[seen].min(axis=0) - margin, xy[seen].max(axis=0) + margin  # x, y
 
-    enough = [lv for lv in geometry.levels if (high - low).max() / lv.microns_per_pixel >= LONGEST_PX]
-    level = enough[-1] if enough else full
-    step = max(1, int((high - low).max() / level.microns_per_pixel // LONGEST_PX))  # an image without a pyramid
-    to_full = full.from_shapes @ np.linalg.inv(level.from_shapes) @ np.diag([step, step, 1.0])
-    corners = apply_affine(np.linalg.inv(to_full), np.stack([low, high]) / microns)
-    start, stop = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
-    pixels = read_pixels(level.array[:, ::step, ::step], start, stop)
-    (left, top), (right, bottom) = apply_affine(to_full, np.stack([start, stop]).astype(float)) * microns
+    pixels, extent = read_window(geometry, low, high)
     return Picture(
         name=section.name,
         rows=section.rows,
@@ -100,9 +94,29 @@ def _picture(sdata: SpatialData, section: Section) -> Picture:
         radius=radius,
         outlines=outlines,
         pixels=pixels,
-        extent=(float(left), float(right), float(bottom), float(top)),
+        extent=extent,
         window=(float(low[0]), float(high[0]), float(high[1]), float(low[1])),
     )
+
+
+def read_window(
+    geometry: Geometry, low: np.ndarray, high: np.ndarray, longest: int = LONGEST_PX
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The H&E between two corners (x, y) in µm, about `longest` px wide or high.
+
+    Returns pixels (h, w, 3) uint8 and their extent in µm: left, right, bottom, top.
+    """
+    full = geometry.levels[0]
+    microns = full.microns_per_pixel
+    enough = [lv for lv in geometry.levels if (high - low).max() / lv.microns_per_pixel >= longest]
+    level = enough[-1] if enough else full
+    step = max(1, int((high - low).max() / level.microns_per_pixel // longest))  # an image without a pyramid
+    to_full = full.from_shapes @ np.linalg.inv(level.from_shapes) @ np.diag([step, step, 1.0])
+    corners = apply_affine(np.linalg.inv(to_full), np.stack([low, high]) / microns)
+    start, stop = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
+    pixels = read_pixels(level.array[:, ::step, ::step], start, stop)
+    (left, top), (right, bottom) = apply_affine(to_full, np.stack([start, stop]).astype(float)) * microns
+    return pixels, (float(left), float(right), float(bottom), float(top))
 
 
 def _outline(polygon: Any, affine: np.ndarray) -> np.ndarray:
@@ -141,12 +155,12 @@ def tissue_panels(
     return fig, axes
 
 
-def draw_image(ax: Axes, picture: Picture, *, faint: bool = False) -> None:
-    """The H&E; `faint` in pale grey, so that spots can be read on it."""
+def draw_image(ax: Axes, picture: Picture, *, faint: bool = False, contrast: float = FAINTNESS) -> None:
+    """The H&E; `faint` in grey of a low contrast, so that spots can be read on it."""
     pixels = picture.pixels
     if faint:
         grey = pixels.mean(axis=2, keepdims=True)
-        pixels = np.broadcast_to(255 - (255 - grey) * FAINTNESS, pixels.shape).astype(np.uint8)
+        pixels = np.broadcast_to(255 - (255 - grey) * contrast, pixels.shape).astype(np.uint8)
     left, right, bottom, top = picture.window
     ax.imshow(pixels, extent=picture.extent, interpolation="antialiased")
     ax.set(xlim=(left, right), ylim=(bottom, top))

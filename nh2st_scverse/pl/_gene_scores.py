@@ -68,6 +68,11 @@ def gene_scores(
     ValueError
         No gene has a correlation, or `n_top` is negative.
 
+    See Also
+    --------
+    nh2st_scverse.tl.evaluate : the scores.
+    expression : what they look like on the tissue.
+
     Examples
     --------
     >>> import pandas as pd

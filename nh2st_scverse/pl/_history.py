@@ -59,12 +59,17 @@ def history(
     ValueError
         The history is empty or lacks a column.
 
+    See Also
+    --------
+    nh2st_scverse.tl.train : the model.
+    gene_scores : what came of it.
+
     Examples
     --------
     >>> import nh2st_scverse as nh
     >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
-    >>> model = nh.tl.train(sdata, progress=False)  # doctest: +SKIP
-    >>> nh.pl.history(model)  # doctest: +SKIP
+    >>> model = nh.tl.train(sdata, n_genes=30, max_epochs=5, progress=False)
+    >>> nh.pl.history(model)
     """
     table = getattr(model, "history", None)
     if not isinstance(table, pd.DataFrame):

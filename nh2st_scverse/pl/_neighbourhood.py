@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,14 @@ def neighbourhood(
     ValueError
         The spot lies outside the image, or the features are not finite.
 
+    See Also
+    --------
+    check : where spots and patches lie.
+
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
     >>> nh.pl.neighbourhood(sdata)
     """
@@ -109,41 +114,69 @@ def neighbourhood(
     section, at = _find(table, sections, spot)
     if not section.usable[at]:
         raise ValueError(f"Spot {table.obs_names[section.rows[at]]!r} lies outside the image: it has no patch.")
-    about = table.uns.get(key, {})
-    config = json.loads(about["json"])["config"] if "json" in about else {}
-    patch_um = float(about.get("patch_um", patch_size(sections)))
+    patch_um, standardise, n_similar = what_the_model_saw(table, key, sections)
     section.features = np.asarray(table.obsm[FEATURES], dtype=np.float32)[section.rows]
-    features = section_features(section, config.get("standardise", "section") == "section")
-    there = section.neighbours.mask[at]
-    nodes = section.neighbours.nodes[at][there]
-    edges = incidence(
-        torch.from_numpy(features[nodes])[None],
-        torch.ones(1, len(nodes), dtype=torch.bool),
-        int(config.get("n_similar", 3)),
-    )[0].numpy()  # (nodes, hyperedges)
-    patches = np.zeros((len(nodes), PATCH_PX, PATCH_PX, 3), dtype=np.uint8)
-    for which, cut in iter_patches(section.geometry, nodes, size_um=patch_um, size_px=PATCH_PX):
-        patches[[int(np.flatnonzero(nodes == w)[0]) for w in which]] = cut
-
-    n_rows = -(-N_NODES // N_COLUMNS)
+    around = look_around(section, at, patch_um, section_features(section, standardise), n_similar)
     fig, axes = plt.subplots(
         1, 3, figsize=figsize or (12.5, 4.2), dpi=dpi, layout="constrained", gridspec_kw={"width_ratios": [1, 1, 1.05]}
     )
-    _draw_tissue(axes[0], section, nodes, patch_um)
-    axes[0].set_title(f"{table.obs_names[section.rows[at]]}  {section.name.removesuffix('_spots')}", fontsize="medium")
-    gap = 6
-    side = PATCH_PX + gap
-    montage = np.full((n_rows * side - gap, N_COLUMNS * side - gap, 3), 255, dtype=np.uint8)
-    for i, patch in enumerate(patches):
-        y, x = i // N_COLUMNS * side, i % N_COLUMNS * side
-        montage[y : y + PATCH_PX, x : x + PATCH_PX] = patch
-        _number(axes[1], i, x + 0.12 * PATCH_PX, y + 0.14 * PATCH_PX)
-    axes[1].imshow(montage)
-    axes[1].set_axis_off()
-    axes[1].set_title(f"patches of {patch_um:g} µm, by distance", fontsize="medium")
-    _draw_hyperedges(axes[2], edges)
+    draw_around(axes, around, str(table.obs_names[section.rows[at]]))
     finish(fig, save, dpi)
     return axes if return_ax else None
+
+
+@dataclass(frozen=True)
+class Around:
+    """One spot and the spots around it, nearest first, the spot itself at position 0."""
+
+    section: Section
+    nodes: np.ndarray  # (k,) positions in the section
+    patches: np.ndarray  # (k, PATCH_PX, PATCH_PX, 3) uint8
+    patch_um: float
+    edges: np.ndarray | None  # (k, k) nodes x hyperedges; None without features
+
+
+def what_the_model_saw(table: AnnData, key: str, sections: list[Section]) -> tuple[float, bool, int]:
+    """Side of a patch in µm, whether features were standardised by section, and patches that a hyperedge joins."""
+    about = table.uns.get(key, {})
+    config = json.loads(about["json"])["config"] if "json" in about else {}
+    patch_um = float(about["patch_um"]) if "patch_um" in about else patch_size(sections)
+    return patch_um, config.get("standardise", "section") == "section", int(config.get("n_similar", 3))
+
+
+def look_around(
+    section: Section, at: int, patch_um: float, features: np.ndarray | None = None, n_similar: int = 3
+) -> Around:
+    """The patches of a spot's neighbourhood, and with the features (n, F) of its section the hyperedges."""
+    nodes = section.neighbours.nodes[at][section.neighbours.mask[at]]
+    edges = None
+    if features is not None:
+        there = torch.ones(1, len(nodes), dtype=torch.bool)
+        edges = incidence(torch.from_numpy(features[nodes])[None], there, n_similar)[0].numpy()
+    patches = np.zeros((len(nodes), PATCH_PX, PATCH_PX, 3), dtype=np.uint8)
+    for which, cut in iter_patches(section.geometry, nodes, size_um=patch_um, size_px=PATCH_PX):
+        patches[[int(np.flatnonzero(nodes == w)[0]) for w in which]] = cut
+    return Around(section, nodes, patches, patch_um, edges)
+
+
+def draw_around(axes: Sequence[Axes], around: Around, name: str) -> None:
+    """The tissue, the patches, and on a third axes the hyperedges."""
+    tissue, montage = axes[:2]
+    _draw_tissue(tissue, around.section, around.nodes, around.patch_um)
+    tissue.set_title(f"{name}  {around.section.name.removesuffix('_spots')}", fontsize="medium")
+    gap = 6
+    side = PATCH_PX + gap
+    n_rows = -(-N_NODES // N_COLUMNS)
+    pixels = np.full((n_rows * side - gap, N_COLUMNS * side - gap, 3), 255, dtype=np.uint8)
+    for i, patch in enumerate(around.patches):
+        y, x = i // N_COLUMNS * side, i % N_COLUMNS * side
+        pixels[y : y + PATCH_PX, x : x + PATCH_PX] = patch
+        _number(montage, i, x + 0.12 * PATCH_PX, y + 0.14 * PATCH_PX)
+    montage.imshow(pixels)
+    montage.set_axis_off()
+    montage.set_title(f"patches of {around.patch_um:g} µm, by distance", fontsize="medium")
+    if around.edges is not None:
+        _draw_hyperedges(axes[2], around.edges)
 
 
 def _find(table: AnnData, sections: list[Section], spot: str | None) -> tuple[Section, int]:

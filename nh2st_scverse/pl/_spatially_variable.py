@@ -73,7 +73,7 @@ def spatially_variable(
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
     >>> table = nh.tl.biology(sdata)
     >>> nh.pl.spatially_variable(sdata)

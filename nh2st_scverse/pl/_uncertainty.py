@@ -102,7 +102,7 @@ def uncertainty(
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.datasets.synthetic(width_um=1200)
+    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
     >>> nh.tl.predict_expression(sdata, uncertainty=True, n_genes=20, max_epochs=3, progress=False)
     >>> nh.pl.uncertainty(sdata)
     """

@@ -16,9 +16,11 @@ from nh2st_scverse._validators import as_allowances, check_positive, check_uniqu
 from nh2st_scverse.data.expression import is_logged, matrix
 from nh2st_scverse.data.geometry import Geometry, is_hexagonal, locate, locate_image, spot_spacing
 from nh2st_scverse.data.patches import best_level, overhang
+from nh2st_scverse.data.quality import image_quality, places_on
 from nh2st_scverse.data.section import (
     COARSEST_PATCH,
     PATCH_PER_SPACING,
+    check_image_keys,
     check_placement,
     find_sections,
     on_tissue,
@@ -28,11 +30,20 @@ from nh2st_scverse.data.tissue import detect_tissue
 INPUT = 224  # px of an encoder's patch, for the pyramid level that is named
 FEW_PIXELS = 64  # px of the image in a patch: below, nuclei are a few pixels wide
 DOWNSCALED = 1.5  # µm per pixel above which an image named hires or lowres is taken for the copy that it is
+# The details of 15 real sections are at most 4.5 µm, or 1.8 px where pixels are coarse; blurred by 4 µm or 2 px they
+# are at least 6.8 µm and 2.6 px. The stain of their tissue is 0.038 to 0.088; at half of it, 0.017 to 0.029.
+BLURRED_UM, BLURRED_PX = 6.0, 2.25
+PALE = 0.03
+DARK = 40.0  # of 255; theirs is 98 to 165
 COLOURS = {"ok": "", "warning": "background:#fff3cd;color:#664d03", "error": "background:#f8d7da;color:#842029"}
 
 
 class Findings(pd.DataFrame):
-    """A data frame whose texts are shown in full."""
+    """A data frame whose texts are shown in full, also those of a part of it."""
+
+    @property
+    def _constructor(self) -> type[Findings]:
+        return Findings
 
     def _repr_html_(self) -> str:
         def cell(value: Any) -> str:
@@ -91,7 +102,8 @@ def check(
     """Show which image, resolution, spots and counts the tools will use, and what is wrong with them.
 
     What would stop :func:`nh2st_scverse.tl.train` or :func:`nh2st_scverse.tl.predict_expression` is a line here, not an
-    exception. Objects with an image and no spots are checked as slides.
+    exception. Objects with an image and no spots are checked as slides. Focus and stain are measured by
+    ``squidpy.experimental.im.qc_image`` on a few tiles of tissue, which takes less than a second, also of a slide.
 
     Parameters
     ----------
@@ -140,6 +152,10 @@ def check(
         check_positive(patch_um, argument="patch_um")
     allowed = as_allowances(allow)
     lines = _Lines()
+    try:
+        check_image_keys(image_key, [sdata])
+    except KeyError as error:
+        lines.error("image", error)
     regions: list[str] = []
     annotating = [key for key, table in sdata.tables.items() if table.uns.get("spatialdata_attrs")]
     if table_key is not None or annotating:
@@ -225,6 +241,8 @@ def _slide(
     lines.warn_if(
         not share, "tissue", f"{share:.0%} of the image, {area:.3g} mm²", "mark it and call nh.pp.grid(tissue_key=)"
     )
+    if share:
+        _quality(geometry, places_on(tissue), lines)
 
 
 def _section(
@@ -266,8 +284,10 @@ def _section(
         return
     spacings[region] = spacing
     _spots(sdata, region, geometry, spacing, lines)
-    _placement(geometry, region, allowed, lines)
+    usable = _placement(geometry, region, allowed, lines)
     _patch(geometry, round(PATCH_PER_SPACING * spacing, 1) if patch_um is None else patch_um, allowed, lines)
+    if usable.any():
+        _quality(geometry, geometry.pixels()[usable], lines)
 
 
 def _image(geometry: Geometry, lines: _Lines) -> None:
@@ -314,14 +334,15 @@ def _spots(sdata: SpatialData, region: str, geometry: Geometry, spacing: float, 
         )
 
 
-def _placement(geometry: Geometry, region: str, allowed: frozenset[str], lines: _Lines) -> None:
+def _placement(geometry: Geometry, region: str, allowed: frozenset[str], lines: _Lines) -> np.ndarray:
+    """Which spots are on the image; none where they do not fit."""
     on, swapped = on_tissue(geometry)
     found = f"{on:.0%} on tissue, {swapped:.0%} with x and y swapped"
     try:
         usable = check_placement(geometry, region, allowed)
     except ValueError as error:
         lines.error("x and y", error)
-        return
+        return np.zeros(len(geometry.coordinates), dtype=bool)
     lines.warn_if(
         on < 0.8,
         "x and y",
@@ -336,6 +357,7 @@ def _placement(geometry: Geometry, region: str, allowed: frozenset[str], lines: 
             status="warning",
             remedy="is the image cropped?",
         )
+    return usable
 
 
 def _patch(geometry: Geometry, size: float, allowed: frozenset[str], lines: _Lines) -> None:
@@ -358,3 +380,21 @@ def _patch(geometry: Geometry, size: float, allowed: frozenset[str], lines: _Lin
         lines.warn_if(
             pixels < FEW_PIXELS, "patch", found, "nuclei are a few pixels wide: is there an image of higher resolution?"
         )
+
+
+def _quality(geometry: Geometry, places: np.ndarray, lines: _Lines) -> None:
+    found = image_quality(geometry, places)
+    sharp = found.detail_um <= max(BLURRED_UM, BLURRED_PX * found.pixel_um)
+    lines.warn_if(
+        not sharp,
+        "focus",
+        f"finest details of {found.detail_um:.1f} µm" if np.isfinite(found.detail_um) else "no details at all",
+        "blurred, or enlarged from a smaller image: is there a sharper one?",
+    )
+    dark = found.brightness < DARK
+    lines.warn_if(
+        dark or found.stain < PALE,
+        "stain",
+        f"optical density {found.stain:.3f}, brightness of tissue {found.brightness:.0f} of 255",
+        "very dark: is it H&E in bright light?" if dark else "pale: pass stain='reinhard' to nh.tl.train",
+    )

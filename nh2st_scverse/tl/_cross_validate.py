@@ -22,7 +22,7 @@ from nh2st_scverse.tl._evaluate import SCORES, ceilings
 from nh2st_scverse.tl._predict import outer_folds
 from nh2st_scverse.tl._prepare import add_expression, add_images, collect, fit_stain, leave_features
 from nh2st_scverse.tl._splits import outer_groups
-from nh2st_scverse.tl._train import DEVICES, choose_encoder, fit
+from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder, fit
 
 
 def cross_validate(
@@ -101,13 +101,14 @@ def cross_validate(
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
     >>> scores = nh.tl.cross_validate(sdata, baselines=["ridge"], n_genes=20, max_epochs=3, progress=False)
     >>> sorted(scores["method"].unique())
     ['nh2st', 'ridge']
     """
     config = Config.preset(preset, **settings)
     check_one_of(device, DEVICES, argument="device")
+    check_trainer(trainer_kwargs)
     wanted = list(dict.fromkeys(baselines))
     for name in wanted:
         check_one_of(name, _baselines.BASELINES, argument="baselines")

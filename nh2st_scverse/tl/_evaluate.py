@@ -63,7 +63,7 @@ def evaluate(
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
     >>> nh.tl.evaluate(sdata).shape
     (30, 7)
@@ -74,7 +74,7 @@ def evaluate(
     check_unit(table, key)
     columns = table.var_names.get_indexer(genes)
     predicted = np.asarray(table.layers[key])[:, columns]
-    target = measured(table, layer)[:, columns]
+    target = measured(table, layer, columns)
     if not has_counts(table, layer):
         logger.warning("No raw counts: the noise ceiling is NaN. Pass layer= with counts to have it.")
 

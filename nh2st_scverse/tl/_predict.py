@@ -26,7 +26,7 @@ from nh2st_scverse.model import NH2ST, principal_genes
 from nh2st_scverse.nn import Config
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
 from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain
-from nh2st_scverse.tl._train import DEVICES, choose_encoder, fit
+from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder, fit
 from nh2st_scverse.tl._write import check_free, check_genes, write
 from nh2st_scverse.train.folds import Fold, make_folds
 
@@ -78,9 +78,10 @@ def predict_expression(
     key_added
         Name under which results are written.
     table_added
-        Write a new table of this name, with the predicted genes in X, instead of a layer. Without a table of the spots
-        there is always a new one, ``"table"`` if no other name is given, with the places in pixels of the image in
-        ``obsm["spatial"]``. Predicting again replaces it.
+        Write a new table of this name, with the predicted genes in X, instead of a layer. Shapes that no table
+        annotates (a grid of :func:`nh2st_scverse.pp.grid`, named by `shapes_key` where there are other spots) always
+        get a new one, ``"table"`` if no other name is given, with the places in pixels of the image in
+        ``obsm["spatial"]``. Predicting a slide again replaces it.
     uncertainty
         Write how far predictions may be off, and how unlike the training tissue a spot looks.
     groups, genes, n_genes, preset, patch_um, layer, checkpoint_dir, resume, trainer_kwargs, settings
@@ -142,7 +143,7 @@ def predict_expression(
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.datasets.synthetic(n_sections=3, width_um=1200)
+    >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
     >>> int(sdata["table"].var["nh2st"].sum())
     30
@@ -154,6 +155,7 @@ def predict_expression(
             "nh.tl.train([...]))."
         )
     check_one_of(device, DEVICES, argument="device")
+    check_trainer(trainer_kwargs)
     keys = {
         "table_key": table_key,
         "shapes_key": shapes_key,
@@ -162,7 +164,7 @@ def predict_expression(
         "allow": allow,
     }
     check_name(key_added, argument="key_added")
-    if model is not None and not any(table.uns.get("spatialdata_attrs") for table in sdata.tables.values()):
+    if model is not None and not _is_annotated(sdata, keys):
         table_added = table_added or "table"
     if table_added is not None:
         check_name(table_added, argument="table_added")
@@ -215,9 +217,8 @@ def _with_model(
 ) -> None:
     used = encoder_of(model, encoder)
     annotated, new = sdata, None  # a grid that is made for a slide without spots
-    if not any(table.uns.get("spatialdata_attrs") for table in sdata.tables.values()):
+    if not _is_annotated(sdata, keys):
         annotated, new = _annotated(sdata, keys, model.spacing_um)
-        table_added = table_added or key_added  # nothing to add a layer to
         if new is not None:  # laid over tissue just now
             allowed = as_allowances(keys["allow"]) | {"off_tissue"}
             keys = keys | {"shapes_key": new[0], "image_key": new[2], "allow": allowed}
@@ -256,6 +257,16 @@ def _with_model(
     except BaseException:
         del sdata.shapes[new[0]]
         raise
+
+
+def _is_annotated(sdata: SpatialData, keys: dict[str, Any]) -> bool:
+    """Whether there is a table to write to: of any spots, or of the shapes that are named."""
+    regions: list[str] = []
+    for table in sdata.tables.values():
+        region = table.uns.get("spatialdata_attrs", {}).get("region", [])
+        regions += [region] if isinstance(region, str) else list(region)
+    new = keys["table_key"] is None and keys["shapes_key"] in sdata.shapes and keys["shapes_key"] not in regions
+    return bool(regions) and not new
 
 
 def _thin_out(section: Section, shapes: gpd.GeoDataFrame, ratio: float) -> bool:
@@ -317,7 +328,9 @@ def _annotated(
         {"region": pd.Categorical([key] * len(index)), "spot_id": index.to_numpy()}, index=index.astype(str)
     )
     obs.index.name = None
-    for column in {"array_row", "array_col"} & set(shapes[key].columns):
+    for column in [
+        c for c in ("array_row", "array_col") if c in shapes[key]
+    ]:  # a set has another order in every session
         obs[column] = shapes[key][column].to_numpy()
     table = TableModel.parse(AnnData(obs=obs), region=key, region_key="region", instance_key="spot_id")
     return SpatialData(images=dict(sdata.images), shapes={key: shapes[key]}, tables={"table": table}), new

@@ -17,12 +17,12 @@ from nh2st_scverse._constants import FEATURES, LOG_UNIT
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.cluster import check_client
-from nh2st_scverse.data.expression import choose_genes, is_logged, log_normalise, matrix, measured, smooth, to_dense
+from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, matrix, smooth, to_dense
 from nh2st_scverse.data.feature_cache import FeatureCache
 from nh2st_scverse.data.features import encode, look_up
 from nh2st_scverse.data.geometry import is_hexagonal
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches
-from nh2st_scverse.data.section import Section, check_resolution, find_sections, patch_size
+from nh2st_scverse.data.section import Section, check_image_keys, check_resolution, find_sections, patch_size
 from nh2st_scverse.data.stain import Restained, colour_map, fit_reference, recolour
 from nh2st_scverse.encoders import Encoder, Precomputed
 from nh2st_scverse.nn import Config
@@ -52,6 +52,7 @@ def collect(
 ) -> Prepared:
     """Find and check the sections of one object, a list or a dict of them."""
     objects = _as_dict(sdata)
+    check_image_keys(keys.get("image_key"), objects.values())
     if patch_um is not None:
         check_positive(patch_um, argument="patch_um")
     sections: list[Section] = []
@@ -175,8 +176,16 @@ def add_images(
                 client=client,
             )
         section.features = cached
-        keep = prepared.caches.setdefault(id(table), _new_cache(table, cached.shape[1]))
-        keep["values"][section.rows] = cached
+        if len(section.rows) == table.n_obs and np.array_equal(section.rows, np.arange(table.n_obs)):
+            keep = prepared.caches[id(table)] = {
+                "table": table,
+                "marks": {},
+                "values": cached,
+            }  # no copy: they are many
+        else:
+            keep = prepared.caches.get(id(table)) or _new_cache(table, cached.shape[1])
+            prepared.caches[id(table)] = keep
+            keep["values"][section.rows] = cached
         keep["marks"][section.name.split(":")[-1]] = mark
 
 
@@ -237,7 +246,7 @@ def _cached(section: Section, table: AnnData, mark: str) -> np.ndarray | None:
     marks = json.loads(table.uns[FEATURES])
     if marks.get(section.name.split(":")[-1]) != mark:
         return None
-    values = np.asarray(table.obsm[FEATURES], dtype=np.float32)[section.rows]
+    values = _some(np.asarray(table.obsm[FEATURES], dtype=np.float32), section.rows)
     # a table that was joined or reindexed may have lost rows
     return values if np.isfinite(values[section.usable]).all() else None
 
@@ -275,8 +284,8 @@ def add_expression(
         )
     if already:
         logger.info("The expression is logarithms already: used as it is.")
-    values = {key: measured(table, layer) for key, table in unique.items()}
-    per_section = [values[id(t)][s.rows] for s, t in zip(prepared.sections, prepared.tables, strict=True)]
+    values = {key: expression(table, layer) for key, table in unique.items()}  # sparse where the table is
+    per_section = [_some(values[id(t)], s.rows) for s, t in zip(prepared.sections, prepared.tables, strict=True)]
     names = [list(t.var_names) for t in prepared.tables]
 
     everything = [(i, np.arange(s.n_spots)) for i, s in enumerate(prepared.sections)]
@@ -284,7 +293,7 @@ def add_expression(
         panel = choose_genes(per_section, names, genes, None)
     else:  # the lowest rank of a gene over the training sets counts: the best are near the top in all of them
         ranked = [
-            choose_genes([per_section[i][at] for i, at in split], [names[i] for i, _ in split], genes, None)
+            choose_genes([_some(per_section[i], at) for i, at in split], [names[i] for i, _ in split], genes, None)
             for split in (splits or [everything])
         ]
         ranks = [{gene: rank for rank, gene in enumerate(one)} for one in ranked]
@@ -299,14 +308,19 @@ def add_expression(
 
     for i, (section, table) in enumerate(zip(prepared.sections, prepared.tables, strict=True)):
         columns = table.var_names.get_indexer(panel)
-        target = per_section[i][:, columns]
-        section.trainable = section.usable & (per_section[i].sum(axis=1) > 0)
+        target = to_dense(per_section[i][:, columns])
+        section.trainable = section.usable & (np.asarray(per_section[i].sum(axis=1)).ravel() > 0)
         if config.library == "panel":
             target = log_normalise(to_dense(matrix(table, layer)[section.rows][:, columns]))
         if config.smooth:
             target = smooth(target, *array_positions(section, table))
         section.expression = target
     return panel
+
+
+def _some(values: Any, rows: np.ndarray) -> Any:
+    """Some rows of a matrix; itself, not a copy, where they are all of them."""
+    return values if np.array_equal(rows, np.arange(values.shape[0])) else values[rows]
 
 
 def array_positions(section: Section, table: AnnData) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
@@ -131,6 +134,7 @@ def train(
     """
     config = Config.preset(preset, **settings)
     check_one_of(device, DEVICES, argument="device")
+    check_trainer(trainer_kwargs)
     keys = {
         "table_key": table_key,
         "shapes_key": shapes_key,
@@ -158,6 +162,18 @@ def train(
     )
     leave_features(prepared)
     return model
+
+
+def check_trainer(trainer_kwargs: Mapping[str, Any] | None) -> None:
+    """Raise TypeError when there is a name that ``lightning.Trainer`` does not take, before it is asked."""
+    known = list(inspect.signature(Trainer.__init__).parameters)[1:]
+    unknown = [name for name in trainer_kwargs or {} if name not in known]
+    if unknown:
+        similar = [found for name in unknown for found in difflib.get_close_matches(str(name), known, n=2)]
+        raise TypeError(
+            f"Expected trainer_kwargs= with arguments of lightning.Trainer, found {unknown}. "
+            + (f"Similar: {similar}." if similar else f"Available: {known}.")
+        )
 
 
 def choose_encoder(config: Config, encoder: str | Encoder | None) -> Encoder:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders._torch import as_images, pick_device
 from nh2st_scverse.nn import Config, Member
-from nh2st_scverse.nn.member import ridge_inputs
+from nh2st_scverse.nn.member import SOME, ridge_inputs
 from nh2st_scverse.train.batches import Batches, InOrder
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.checkpoint import SaveEpochs
@@ -184,25 +184,39 @@ def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
         )
     # what does not vary in training is left out: divided by almost nothing, it would explode on another section
     weight = torch.where(scale > FLAT * scale.max(), 1 / scale.clamp(min=1e-12), 0)
-    scaled = (features - mean) * weight
+    parts = features.split(SOME)
     if len(features) > features.shape[1]:  # many spots: (F, F) is smaller than (N, F)
-        basis = torch.linalg.eigh(scaled.T @ scaled).eigenvectors.flip(1)[:, :n]  # (F, n)
+        products = torch.zeros(())
+        for some in parts:
+            scaled = (some - mean) * weight
+            products = products + scaled.T @ scaled
+        basis = torch.linalg.eigh(products).eigenvectors.flip(1)[:, :n]  # (F, n)
     else:
-        basis = torch.linalg.svd(scaled, full_matrices=False).Vh[:n].T
+        basis = torch.linalg.svd((features - mean) * weight, full_matrices=False).Vh[:n].T
     matrix = basis * weight[:, None]
-    return mean, matrix / ((features - mean) @ matrix).std()
+    return mean, matrix / torch.cat([(some - mean) @ matrix for some in parts]).std()
 
 
 def _fit_ridge(member: Member, spots: Spots, held: Spots, wanted: Tensor) -> Tensor:
-    """Closed-form ridge (2 C, G) on the scaled target, with the penalty that correlates best on the held-out spots."""
+    """Closed-form ridge (2 C, G) on the scaled target, with the penalty that correlates best on the held-out spots.
+
+    Spots are taken some thousands at a time: in double precision all of a large table would not fit.
+    """
     ready = torch.nonzero(spots.trainable)[:, 0]
-    x = ridge_inputs(spots.inputs, spots.nodes[ready], spots.mask[ready]).double()
-    y = ((spots.targets[ready] - member.target_mean) / member.target_scale).double()
-    values, vectors = torch.linalg.eigh(x.T @ x)
-    rotated = vectors.T @ (x.T @ y)
-    x_held = ridge_inputs(held.inputs, held.nodes[wanted], held.mask[wanted]).double()
+    xx, xy = torch.zeros(()), torch.zeros(())
+    for some in ready.split(SOME):
+        x = ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some]).double()
+        y = ((spots.targets[some] - member.target_mean) / member.target_scale).double()
+        xx, xy = xx + x.T @ x, xy + x.T @ y
+    values, vectors = torch.linalg.eigh(xx)
+    rotated = vectors.T @ xy
     solutions = [vectors @ (rotated / (values + p * values.mean())[:, None]) for p in PENALTIES]
-    scores = [section_pearson((x_held @ w).float(), held, wanted) for w in solutions]
+
+    def predicted(solution: Tensor) -> Tensor:
+        inputs = (ridge_inputs(held.inputs, held.nodes[p], held.mask[p]).double() for p in wanted.split(SOME))
+        return torch.cat([(x @ solution).float() for x in inputs])
+
+    scores = [section_pearson(predicted(solution), held, wanted) for solution in solutions]
     best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2
     return solutions[best].float()
 

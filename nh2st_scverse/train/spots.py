@@ -11,6 +11,8 @@ from torch import Tensor
 
 from nh2st_scverse.data.section import Section
 
+COLUMNS = 256  # features that are standardised at a time: what is held beside them stays small
+
 
 @dataclass
 class Spots:
@@ -34,7 +36,7 @@ def stack(sections: Sequence[Section], *, standardise: bool) -> Spots:
     starts = np.cumsum([0, *(s.n_spots for s in sections)])[:-1]
 
     def joined(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(np.concatenate(parts)).to(dtype)
+        return torch.as_tensor(np.concatenate(parts) if len(parts) > 1 else parts[0]).to(dtype)
 
     if sections[0].patches is not None:
         inputs = torch.from_numpy(np.concatenate([s.patches for s in sections if s.patches is not None]))
@@ -60,12 +62,17 @@ def section_features(section: Section, standardise: bool) -> np.ndarray:
     if section.features is None:
         raise ValueError(f"Section {section.name!r} has no features yet: encode it first.")
     x = section.features
-    if not np.isfinite(x[section.usable]).all():
+    if not np.isfinite(x).all(axis=1)[section.usable].all():
         raise ValueError(
             f"Expected finite features of section {section.name!r}, found NaN or infinite: is it the encoder?"
         )
+    x = np.array(x, dtype=np.float32)
     if standardise:  # stain and scanner shift and stretch features; composition does so less
-        usable = x[section.usable]
-        spread = usable.std(axis=0)
-        x = (x - usable.mean(axis=0)) / np.where(spread > 1e-6, spread, np.inf)  # a constant feature says nothing: 0
-    return np.where(section.usable[:, None], x, 0).astype(np.float32)
+        for some in range(0, x.shape[1], COLUMNS):
+            columns = x[:, some : some + COLUMNS]  # a view
+            usable = columns if section.usable.all() else columns[section.usable]
+            mean, spread = usable.mean(axis=0), usable.std(axis=0)
+            columns -= mean
+            columns /= np.where(spread > 1e-6, spread, np.inf)  # a constant feature says nothing: 0
+    x[~section.usable] = 0
+    return x

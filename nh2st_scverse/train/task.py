@@ -41,10 +41,10 @@ class Task(L.LightningModule):
         nodes, mask = spots.nodes[batch], spots.mask[batch]  # (B, K)
         inputs, local = encode_once(member, spots, nodes, augment=self.config.augment, half=self.config.half)
         images = member.images(inputs, local, mask, spots.offsets[batch])
-        target = (
-            (spots.targets - member.target_mean) / member.target_scale if self.config.scale_target else spots.targets
-        )
-        terms = member.network.losses(images, target[batch], target[nodes], mask)
+        target, around = spots.targets[batch], spots.targets[nodes]  # (B, G), (B, K, G)
+        if self.config.scale_target:  # of the batch alone: a step must not take longer where there are more spots
+            target, around = ((t - member.target_mean) / member.target_scale for t in (target, around))
+        terms = member.network.losses(images, target, around, mask)
         self.epoch_terms.append({name: term.detach() for name, term in terms.items()})
         return terms["loss"]
 

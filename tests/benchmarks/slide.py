@@ -1,7 +1,7 @@
 """Speed and memory of the image side on a synthetic whole slide, written to zarr in a temporary folder.
 
-``python tests/benchmarks/slide.py`` (a 40,000 x 40,000 px slide: several GB of disk and some ten minutes), or smaller
-with ``--size 16000``. Printed are
+``python tests/benchmarks/slide.py`` (a 40,000 x 40,000 px slide: several GB of disk and some ten minutes; then tables
+of bins with 18,000 genes), or smaller with ``--size 16000``; ``--size 0`` for the bins alone. Printed are
 
 - patches per second of the whole path over those of the encoder alone on the same batches (target: at least 0.85),
 - peak resident memory of ``tl.predict_expression`` at half the size and at the size (target: under 3 GB, the same),
@@ -42,6 +42,7 @@ MICRONS = 0.5  # per pixel
 TISSUE = 0.30  # of the slide
 FIELDS = (1.0, 2.5)
 PATCH = 75.0
+GENES, PANEL = 18_000, 300  # of a table of bins, and those of them that features tell
 
 
 class Fast:
@@ -127,7 +128,22 @@ def predict(path: Path, model: Path, spacing_um: float) -> dict[str, float]:
     return {"spots": sdata.tables["table"].n_obs, "seconds": seconds, "before": before / 2**20, "peak": peak / 2**20}
 
 
-def bins(n: int) -> dict[str, float]:
+def bin_counts(hidden: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
+    """Counts (n, GENES) of bins: PANEL genes follow the hidden state, a hundred molecules are of any other gene."""
+    weights = rng.normal(size=(hidden.shape[1], PANEL))
+    parts = []
+    for some in np.array_split(hidden, np.ceil(len(hidden) / 20_000)):
+        known = sparse.csr_matrix(rng.poisson(np.exp(0.5 * some @ weights - 1)), dtype=np.float32)
+        other = rng.integers(0, GENES - PANEL, size=(len(some), 100))
+        starts = np.arange(0, other.size + 1, 100)
+        shape = (len(some), GENES - PANEL)
+        rest = sparse.csr_matrix((np.ones(other.size, np.float32), other.ravel(), starts), shape=shape)
+        rest.sum_duplicates()
+        parts.append(sparse.hstack([known, rest], format="csr"))
+    return sparse.vstack(parts, format="csr")
+
+
+def bins(n: int, max_epochs: int | None) -> dict[str, float]:
     """Seconds and peak memory of training and prediction on `n` bins of 8 µm, in a process of its own."""
     logging.getLogger("nh2st_scverse").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -136,11 +152,12 @@ def bins(n: int) -> dict[str, float]:
     row, column = np.divmod(np.arange(n), side)
     xy = np.stack([column, row], axis=1) * 8.0 / MICRONS + 50
     hidden = rng.normal(size=(n, 8)).astype(np.float32)
-    counts = sparse.csr_matrix(rng.poisson(np.exp(0.5 * hidden @ rng.normal(size=(8, 300)) - 1)), dtype=np.float32)
     obs = pd.DataFrame({"region": pd.Categorical(["bins"] * n), "bin": np.arange(n)}, index=[f"b{i}" for i in range(n)])
-    table = AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(300)]))
-    mixed = hidden @ rng.normal(size=(8, 256)).astype(np.float32)
-    table.obsm["X_uni"] = mixed + rng.normal(size=mixed.shape).astype(np.float32)
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(GENES)])
+    table = AnnData(bin_counts(hidden, rng), obs=obs, var=var)
+    features = rng.standard_normal((n, 256), dtype=np.float32)
+    features += hidden @ rng.standard_normal((8, 256), dtype=np.float32)
+    table.obsm["X_uni"] = features
     systems = {"slide": Identity(), "slide_microns": Scale([MICRONS] * 2, axes=("x", "y"))}
     pixels = da.full((3, int(xy.max()) + 50, int(xy.max()) + 50), 200, chunks=(3, CHUNK, CHUNK), dtype=np.uint8)
     shapes = ShapesModel.parse(xy, geometry=0, radius=4.0 / MICRONS, transformations=systems)
@@ -149,11 +166,13 @@ def bins(n: int) -> dict[str, float]:
     given = {"microns_per_pixel": MICRONS, "allow": ("off_tissue", "coarse"), "progress": False}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     started = time.perf_counter()
-    model = nh.tl.train(sdata, encoder="precomputed:X_uni", n_genes=250, **given)
+    epochs = {} if max_epochs is None else {"max_epochs": max_epochs}
+    model = nh.tl.train(sdata, encoder="precomputed:X_uni", n_genes=250, **given, **epochs)
     trained = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    nh.tl.predict_expression(sdata, model=model, **given)
+    nh.tl.predict_expression(sdata, model=model, table_added="predicted", **given)  # a layer has all genes, dense
     return {
+        "epochs": len(model.history),
         "train": trained - started,
         "predict": time.perf_counter() - trained,
         "before": before,
@@ -177,60 +196,69 @@ def train_model(folder: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=40_000, help="side of the slide in px (default: 40000)")
+    parser.add_argument("--size", type=int, default=40_000, help="side of the slide in px (default: 40000); 0: none")
     parser.add_argument("--patches", type=int, default=384, help="spots for the ratio with the default encoder")
     parser.add_argument("--spots", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--bins", type=int, nargs="*", default=[100_000, 500_000])
+    parser.add_argument("--epochs", type=int, default=None, help="of the training on bins, for each member, at most")
     parser.add_argument("--folder", type=Path, default=None, help="where slides are written and kept")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        slides = {}
-        for size in (options.size // 2, options.size):
-            slides[size] = folder / f"slide_{size}.zarr"
-            if not slides[size].exists():
-                started = time.perf_counter()
-                alone(write_slide, slides[size], size)
-                print(f"wrote {size} x {size} px in {time.perf_counter() - started:.0f} s", flush=True)
-        model = alone(train_model, Path(temporary) / "model")
-        found: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    if options.size:
+        with tempfile.TemporaryDirectory() as temporary:
+            found = on_slides(options, Path(temporary))
+    for n in options.bins:
+        one = alone(bins, n, options.epochs)
+        each = n / 100_000
+        found[f"bins {n}"] = one
+        print(
+            f"{n} bins: training {one['train']:.0f} s ({one['epochs']} epochs), prediction {one['predict']:.0f} s, "
+            f"peak memory {one['peak']:.1f} GB ({one['train_peak']:.1f} GB after the training, {one['before']:.1f} GB "
+            f"before); per 100,000 bins {one['train'] / each:.0f} s, {one['predict'] / each:.0f} s, "
+            f"{(one['peak'] - one['before']) / each:.1f} GB",
+            flush=True,
+        )
+    return found
 
-        for name, encoder, n in (("fast", Fast(), 2048), ("efficientnet_lite0", None, options.patches)):
-            one = alone(ratio, slides[options.size], encoder or nh.encoders.get(name), n)
-            found[f"ratio {name}"] = one["path"] / one["encoder"]
-            print(
-                f"{name}, {one['patches']} patches, per second: cutting {one['cutting']:.0f}, encoder "
-                f"{one['encoder']:.0f}, whole path {one['path']:.0f}; path / encoder {found[f'ratio {name}']:.2f}",
-                flush=True,
-            )
-        for size, path in slides.items():
-            one = alone(predict, path, model, 100.0)
-            found[f"peak {size}"] = one["peak"]
-            print(
-                f"{size} px: {one['spots']} spots at 100 µm in {one['seconds']:.1f} s; peak memory "
-                f"{one['peak']:.2f} GB ({one['before']:.2f} GB before the call)",
-                flush=True,
-            )
-        area = TISSUE * (options.size * MICRONS) ** 2
-        for n in options.spots:
-            one = alone(predict, slides[options.size], model, float(np.sqrt(area / n / (np.sqrt(3) / 2))))
-            found[f"seconds per 1000 at {n}"] = 1000 * one["seconds"] / one["spots"]
-            print(
-                f"{one['spots']} spots: {one['seconds']:.1f} s, {found[f'seconds per 1000 at {n}']:.2f} s per 1,000, "
-                f"peak memory {one['peak']:.2f} GB",
-                flush=True,
-            )
-        for n in options.bins:
-            one = alone(bins, n)
-            each = n / 100_000
-            found[f"bins {n}"] = one
-            print(
-                f"{n} bins: training {one['train']:.0f} s, prediction {one['predict']:.0f} s, peak memory "
-                f"{one['peak']:.1f} GB ({one['before']:.1f} GB before); per 100,000 bins {one['train'] / each:.0f} s, "
-                f"{one['predict'] / each:.0f} s, {(one['peak'] - one['before']) / each:.1f} GB",
-                flush=True,
-            )
+
+def on_slides(options: argparse.Namespace, temporary: Path) -> dict[str, Any]:
+    folder = options.folder or temporary
+    folder.mkdir(parents=True, exist_ok=True)
+    slides = {}
+    for size in (options.size // 2, options.size):
+        slides[size] = folder / f"slide_{size}.zarr"
+        if not slides[size].exists():
+            started = time.perf_counter()
+            alone(write_slide, slides[size], size)
+            print(f"wrote {size} x {size} px in {time.perf_counter() - started:.0f} s", flush=True)
+    model = alone(train_model, temporary / "model")
+    found: dict[str, Any] = {}
+
+    for name, encoder, n in (("fast", Fast(), 2048), ("efficientnet_lite0", None, options.patches)):
+        one = alone(ratio, slides[options.size], encoder or nh.encoders.get(name), n)
+        found[f"ratio {name}"] = one["path"] / one["encoder"]
+        print(
+            f"{name}, {one['patches']} patches, per second: cutting {one['cutting']:.0f}, encoder "
+            f"{one['encoder']:.0f}, whole path {one['path']:.0f}; path / encoder {found[f'ratio {name}']:.2f}",
+            flush=True,
+        )
+    for size, path in slides.items():
+        one = alone(predict, path, model, 100.0)
+        found[f"peak {size}"] = one["peak"]
+        print(
+            f"{size} px: {one['spots']} spots at 100 µm in {one['seconds']:.1f} s; peak memory "
+            f"{one['peak']:.2f} GB ({one['before']:.2f} GB before the call)",
+            flush=True,
+        )
+    area = TISSUE * (options.size * MICRONS) ** 2
+    for n in options.spots:
+        one = alone(predict, slides[options.size], model, float(np.sqrt(area / n / (np.sqrt(3) / 2))))
+        found[f"seconds per 1000 at {n}"] = 1000 * one["seconds"] / one["spots"]
+        print(
+            f"{one['spots']} spots: {one['seconds']:.1f} s, {found[f'seconds per 1000 at {n}']:.2f} s per 1,000, "
+            f"peak memory {one['peak']:.2f} GB",
+            flush=True,
+        )
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 
-from nh2st_scverse.data.expression import choose_genes, is_logged, log_normalise, measured, smooth
+from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, measured, smooth
 
 
 @pytest.fixture
@@ -48,6 +48,19 @@ def test_measured_is_scanpys_normalisation_for_every_kind_of_counts(counts: np.n
     assert np.allclose(found, reference.X, atol=1e-5)
     assert np.array_equal(found, measured(table(counts)))  # to the last bit
     assert (found[7] == 0).all()
+
+
+def test_sparse_counts_stay_sparse_and_give_the_same_panel(counts: np.ndarray) -> None:
+    adata = table(sp.csr_matrix(counts))
+    found = expression(adata)
+    assert sp.issparse(found) and found.dtype == np.float32
+    assert np.array_equal(found.toarray(), measured(adata))
+    assert np.array_equal(adata.X.toarray(), counts)
+    assert np.array_equal(measured(adata, columns=np.array([7, 2])), measured(adata)[:, [7, 2]])
+    names = [list(adata.var_names), list(adata.var_names[::-1])]
+    for genes in ("highest_mean", "highly_variable", ["g7", "g2"]):
+        panels = [choose_genes([x[:20], x[20:, ::-1]], names, genes, 10) for x in (found, found.toarray())]
+        assert panels[0] == panels[1]
 
 
 def test_layers_are_read_instead_of_x(counts: np.ndarray) -> None:
@@ -184,3 +197,10 @@ def test_smoothing_on_a_hexagonal_array_takes_the_six_around() -> None:
         numbers.append(len(near))
         assert np.allclose(found[i], values[near].mean(axis=0))
     assert max(numbers) == 7
+
+
+def test_smoothing_a_large_array_needs_no_table_of_all_pairs() -> None:
+    row, column = np.stack(np.mgrid[:400, :300], axis=-1).reshape(-1, 2).T  # all pairs would be 14 GB
+    found = smooth(np.stack([row, column], axis=1).astype(np.float32), row, column, hexagonal=False)
+    inner = (row > 0) & (row < 399) & (column > 0) & (column < 299)
+    assert np.allclose(found[inner], np.stack([row, column], axis=1)[inner], rtol=1e-5)

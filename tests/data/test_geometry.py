@@ -154,6 +154,14 @@ def test_of_copies_of_one_picture_the_finest_is_taken(dots: Callable[..., Spatia
     assert locate(sdata, "spots", image_key="small", microns_per_pixel=1).image_key == "small"
 
 
+def test_which_copy_is_taken_is_said_once(dots: Callable[..., SpatialData], caplog: pytest.LogCaptureFixture) -> None:
+    sdata = dots()
+    sdata.images["said_once"] = another((120, 81), 5.0)
+    for _ in range(3):
+        locate(sdata, "spots", microns_per_pixel=1)
+    assert caplog.text.count("several resolutions; using the finest, 'he'") == 1
+
+
 def test_two_pictures_are_ambiguous(dots: Callable[..., SpatialData]) -> None:
     sdata = dots()
     sdata.images["elsewhere"] = another((120, 81), 1.0)  # another extent

@@ -133,8 +133,27 @@ def test_a_tiff_without_a_pyramid_gets_one(tmp_path: Path, pixels: np.ndarray) -
 
 
 @pytest.mark.parametrize(
+    ("size", "unit", "expected"),
+    [
+        (0.5, None, 0.5),
+        (0.5, "µm", 0.5),
+        (0.00025, "mm", 0.25),
+        (0.000025, "cm", 0.25),
+        (0.00002, "in", 0.508),
+        (2500, "Å", 0.25),
+    ],
+)
+def test_units_of_ome(tmp_path: Path, pixels: np.ndarray, size: float, unit: str | None, expected: float) -> None:
+    stated = {"PhysicalSizeX": size} | ({"PhysicalSizeXUnit": unit} if unit else {})
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, pixels[:300, :400], photometric="rgb", metadata={"axes": "YXS"} | stated)
+    assert microns_of(nh.io.slide(path)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
     ("written", "expected"),
     [
+        ({"resolution": (20000, 20000), "resolutionunit": 3}, 0.5),  # cm
         ({"resolution": (101600, 101600), "resolutionunit": 2}, 0.25),  # inch
         ({"resolution": (2.0, 2.0), "metadata": {"unit": "um"}, "imagej": True}, 0.5),
     ],

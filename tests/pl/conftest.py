@@ -45,6 +45,12 @@ def sdata() -> SpatialData:
     return add_prediction(nh.datasets.synthetic(width_um=1200))
 
 
+@pytest.fixture(scope="module")
+def predicted() -> Callable[..., SpatialData]:
+    """Makes sections with predictions, for fixtures that serve a whole file."""
+    return lambda **settings: add_prediction(nh.datasets.synthetic(**settings))
+
+
 @pytest.fixture
 def two() -> SpatialData:
     return add_prediction(nh.datasets.synthetic(n_sections=2, width_um=1200))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import spatialdata
 from shapely import Point
+from skimage.filters import gaussian
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation, remove_transformation
@@ -55,6 +57,58 @@ def test_shows_what_will_be_used(two: SpatialData) -> None:
     )
     after = joblib.hash([two.tables["table"].X, two.tables["table"].obs, list(two.tables["table"].uns)])
     assert before == after
+
+
+def repainted(sdata: SpatialData, change: Callable[[np.ndarray], np.ndarray]) -> SpatialData:
+    """Every image with other pixels (y, x, c)."""
+    for key, image in sdata.images.items():
+        pixels = change(image["scale0"]["image"].transpose("y", "x", "c").values.astype(np.float32))
+        systems = get_transformation(image, get_all=True)
+        sdata.images[key] = Image2DModel.parse(
+            np.clip(pixels, 0, 255).round().astype(np.uint8).transpose(2, 0, 1),
+            dims=("c", "y", "x"),
+            scale_factors=[2],
+            transformations=systems,
+        )
+    return sdata
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "found", "remedy"),
+    [
+        (lambda pixels: gaussian(pixels, 4, channel_axis=-1), "focus", r"finest details of (\d\d|[789])\.", "sharper"),
+        (lambda pixels: np.full_like(pixels, 200), "focus", "no details at all", "sharper"),
+        (lambda pixels: 255 - (255 - pixels) / 2, "stain", r"optical density 0\.0[12]", "stain='reinhard'"),
+        (lambda pixels: pixels / 8, "stain", "brightness of tissue 1\\d of 255", "is it H&E"),
+    ],
+)
+def test_images_out_of_focus_or_of_strange_colours_are_warned_of(
+    two: SpatialData, change: Callable[[np.ndarray], np.ndarray], check: str, found: str, remedy: str
+) -> None:
+    wrong = lines(repainted(two, change), "section_0_spots", allow="off_tissue").loc[check]
+    assert wrong["status"] == "warning" and remedy in wrong["remedy"]
+    assert re.search(found, wrong["found"])
+
+
+def test_focus_does_not_depend_on_the_strength_of_the_stain(two: SpatialData) -> None:
+    before = lines(two, "section_0_spots").loc["focus", "found"]
+    after = lines(repainted(two, lambda pixels: 255 - (255 - pixels) / 2), "section_0_spots").loc["focus", "found"]
+    assert after == before
+
+
+def test_slides_out_of_focus_are_warned_of_too(two: SpatialData) -> None:
+    slide = SpatialData(images={"he": two.images["section_0_image"]})
+    assert (lines(slide, "he").loc[["focus", "stain"], "status"] == "ok").all()
+    blurred = repainted(slide, lambda pixels: gaussian(pixels, 4, channel_axis=-1))
+    assert list(lines(blurred, "he").query("status != 'ok'").index) == ["focus"]
+
+
+def test_part_of_the_lines_is_shown_in_full(two: SpatialData) -> None:
+    found = nh.pp.check(two, patch_um=5.0)
+    wrong = found[found["status"] != "ok"]
+    remedy = wrong["remedy"].iloc[0]
+    assert len(remedy) > 50 and remedy in repr(wrong)
+    assert "allow=&#x27;coarse&#x27;" in wrong._repr_html_()
 
 
 def test_follows_the_arguments(two: SpatialData) -> None:
@@ -156,6 +210,11 @@ def test_coarse_images_are_errors_unless_allowed(two: SpatialData) -> None:
     assert lines(two, "section_0_spots", allow="coarse", **coarse).loc["patch", "status"] == "warning"
     found = lines(two, "section_0_spots", microns_per_pixel=1.5)
     assert found.loc["spot spacing", "remedy"] == "microns_per_pixel=1 would fit"
+
+
+def test_an_image_for_a_section_that_is_not_there_is_an_error(two: SpatialData) -> None:
+    wrong = nh.pp.check(two, image_key={"spots": "section_0_image"}).query("status == 'error'")
+    assert list(wrong["check"]) == ["image"] and "maps ['spots'], which are no shapes" in wrong["found"].item()
 
 
 def test_two_spacings_need_a_patch(two: SpatialData) -> None:

@@ -128,6 +128,12 @@ CASES: dict[str, tuple[Callable[[SpatialData], None], dict[str, Any], type[Excep
         KeyError,
         r"image_key='x' is not there. Available images: \['section_0_image'\]",
     ),
+    "image of no section": (
+        nothing,
+        {"image_key": {"section_0_spots": "section_0_image", "section_9_spots": "section_0_image"}},
+        KeyError,
+        r"maps \['section_9_spots'\], which are no shapes. Available shapes: \['section_0_spots'\]",
+    ),
     "no image": (
         no_image,
         {},

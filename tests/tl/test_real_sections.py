@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata_io
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy.spatial import cKDTree
 from shapely import Point
 from spatialdata import SpatialData
@@ -55,26 +56,52 @@ def test_half_the_resolution_gives_nearly_the_same_patches(data_dir: Path) -> No
     assert agreement((0, 0)) > 0.15 + max(agreement(shift) for shift in ((0, 1), (1, 0), (0, -1), (-1, 0)))
 
 
-def test_half_the_resolution_gives_nearly_the_same_features(data_dir: Path) -> None:
-    # at 0.7 µm per pixel; at the 2.8 of mob half the resolution no longer shows nuclei and features do change
-    full, half = (nh.io.her2st(data_dir / "her2st", "C2") for _ in range(2))
-    pixels = full.images["C2_image"]["scale0"]["image"].values.transpose(1, 2, 0)
-    systems = {"C2": Scale([2, 2], axes=("x", "y"))}
-    half.images["C2_image"] = Image2DModel.parse(
-        halved(pixels).transpose(2, 0, 1), dims=("c", "y", "x"), scale_factors=[2, 2], transformations=systems
+def colon(data_dir: Path) -> SpatialData:
+    adata = ad.read_h5ad(data_dir / "colon" / "colon_d0.h5ad")
+    image, resolution = data_dir / "colon" / "colon_d0.jpg", 100 / adata.uns["px_per_100um"]
+    return nh.io.from_anndata(adata, image, microns_per_pixel=resolution, spot_diameter=55)
+
+
+@pytest.mark.parametrize(
+    ("read", "spacing", "by_spot", "by_feature"),
+    [
+        (lambda path: nh.io.her2st(path / "her2st", "C2"), 200, (0.95, 0.98), (0.85, 0.93)),  # 0.7 µm per pixel
+        (colon, 100, (0.95, 0.97), (0.85, 0.93)),  # 1.0
+        (lambda path: read_mob(path, "rep01"), 200, (0.82, 0.85), (0.35, 0.55)),  # 2.8: at 5.5 no nuclei are seen
+    ],
+    ids=["her2st", "colon", "mob"],
+)
+def test_half_the_resolution_gives_nearly_the_same_features(
+    data_dir: Path,
+    read: Callable[[Path], SpatialData],
+    spacing: float,
+    by_spot: tuple[float, float],
+    by_feature: tuple[float, float],
+) -> None:
+    full = read(data_dir)
+    (key,) = full.images
+    pixels = full.images[key]["scale0"]["image"].values.transpose(1, 2, 0)
+    small = Image2DModel.parse(
+        halved(pixels).transpose(2, 0, 1),
+        dims=("c", "y", "x"),
+        scale_factors=[2, 2],
+        transformations={key.removesuffix("_image"): Scale([2, 2], axes=("x", "y"))},
     )
+    half = SpatialData(images={key: small}, shapes=dict(full.shapes), tables=dict(full.tables))
     features = []
     resolution = find_sections(full)[1][0].geometry.microns_per_pixel
     for sdata, known in ((full, resolution), (half, 2 * resolution)):
         section = find_sections(sdata, microns_per_pixel=known)[1][0]
-        assert section.spacing_um == pytest.approx(199, rel=0.01)
-        section = section.keep(np.arange(0, section.n_spots, 5))
-        features.append(encode(section, nh.encoders.get(), patch_um=150.0, fields=(2.5,), progress=False))
-    a, b = features
-    by_spot = [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]
-    by_feature = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True) if x.std() > 0 and y.std() > 0]
-    assert np.median(by_spot) > 0.98
-    assert np.median(by_feature) > 0.9
+        assert section.spacing_um == pytest.approx(spacing, rel=0.01)
+        section = section.keep(np.linspace(0, section.n_spots - 1, 40).astype(int))
+        features.append(
+            encode(section, nh.encoders.get(), patch_um=0.75 * spacing, fields=(1.0, 2.5), progress=False).T
+        )
+    for field, a, b in zip(range(2), *(np.split(one, 2) for one in features), strict=True):  # (1280, 40) each
+        spots = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]
+        each = [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True) if x.std() > 0 and y.std() > 0]
+        assert np.median(spots) > by_spot[field]
+        assert np.median(each) > by_feature[field]
 
 
 def test_her2st_with_x_and_y_swapped_is_refused(data_dir: Path) -> None:
@@ -108,6 +135,7 @@ def test_her2st_passes_the_checks(data_dir: Path, section: str) -> None:
 def test_mob_passes_the_checks(data_dir: Path, name: str) -> None:
     found = findings(read_mob(data_dir, name))
     assert not (found["status"] == "error").any()
+    assert (found.loc[["focus", "stain"], "status"] == "ok").all()
     apart = re.search(r"([\d.]+) µm apart", found.loc["spots", "found"])
     assert apart and float(apart[1]) == pytest.approx(200, rel=0.02)
     assert number(found.loc["x and y", "found"]) > 85
@@ -125,6 +153,20 @@ def test_colon_passes_the_checks(data_dir: Path) -> None:
     assert number(found.loc["patch", "found"]) == pytest.approx(75, rel=0.02)
 
 
+@pytest.mark.parametrize("tissue", ["colon", "mob"])
+def test_blurred_and_washed_out_copies_are_warned_of(data_dir: Path, tissue: str) -> None:
+    path = next((data_dir / tissue).glob("*.h5ad"))
+    adata = ad.read_h5ad(path)
+    resolution = 100 / adata.uns["px_per_100um"] if tissue == "colon" else 200 / adata.uns["px_per_200um"]
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        blurred = picture.filter(ImageFilter.GaussianBlur(max(4 / resolution, 2.0)))
+        washed = picture.point(lambda value: 255 - (255 - value) // 2)
+    for image, check in ((blurred, "focus"), (washed, "stain")):
+        sdata = nh.io.from_anndata(adata, np.asarray(image), microns_per_pixel=resolution, spot_diameter=55)
+        found = findings(sdata)["status"]
+        assert list(found.index[found == "warning"].intersection(["focus", "stain"])) == [check]
+
+
 @pytest.mark.filterwarnings("ignore:.*names are not unique")
 def test_visium_passes_the_checks_when_told_that_it_is_coarse(data_dir: Path) -> None:
     for path in sorted((data_dir / "visium_ffpe").glob("*/*")):
@@ -136,6 +178,7 @@ def test_visium_passes_the_checks_when_told_that_it_is_coarse(data_dir: Path) ->
         assert found.loc["full resolution", "status"] == "warning"
         told = findings(sdata, allow="coarse")
         assert not (told["status"] == "error").any()
+        assert (told.loc[["focus", "stain"], "status"] == "ok").all()
         assert number(told.loc["µm per pixel", "found"]) == pytest.approx(4.2, rel=0.02)
         assert told.loc["image", "found"].startswith(f"'{path.name}_hires_image'")
         assert "spots outside" not in told.index

@@ -42,6 +42,7 @@ def test_a_slide_gets_a_grid_and_a_table(slide: SpatialData, model: nh.NH2ST, en
     assert list(table.var_names) == model.genes
     assert table.uns["spatialdata_attrs"]["region"] in ("nh2st_grid", ["nh2st_grid"])
     assert list(table.obs["spot_id"]) == list(circles.index)
+    assert list(table.obs)[:4] == ["region", "spot_id", "array_row", "array_col"]  # in every session
     assert np.allclose(table.obsm["spatial"], places(slide, "nh2st_grid"))
     assert spot_spacing(places(slide, "nh2st_grid")) == pytest.approx(model.spacing_um, rel=0.02)  # 1 µm per pixel
     assert np.isfinite(table.X).all() and "nh2st" in table.uns
@@ -135,6 +136,26 @@ def test_a_dense_map_agrees_with_the_coarse_one_and_with_the_spots(
     assert near.mean() > 0.7
     found = agreement(fine.X[nearest[near]], spots[near, model.genes].layers["nh2st"])
     assert found > 0.7
+
+
+def test_a_dense_grid_beside_spots_gets_a_table_of_its_own(two: SpatialData, model: nh.NH2ST, encoder: Any) -> None:
+    measured = two.tables["table"].copy()
+    nh.pp.grid(two, spacing_um=50, image_key="section_1_image", key_added="dense_grid")
+    about = {"model": model, "encoder": encoder, "progress": False}
+    with pytest.raises(ValueError, match="table_added='table' is there already"):
+        nh.tl.predict_expression(two, shapes_key="dense_grid", **about)
+    with pytest.raises(KeyError, match=r"shapes_key='dense_grid' is not there. Available shapes that the table annot"):
+        nh.tl.predict_expression(two, shapes_key="dense_grid", table_key="table", **about)
+    nh.tl.predict_expression(two, shapes_key="dense_grid", table_added="dense", **about)
+    dense = two.tables["dense"]
+    assert dense.n_obs == len(two.shapes["dense_grid"]) and np.isfinite(dense.X).all()
+    assert list(two.tables["table"].layers) == list(measured.layers) and list(two.tables["table"].var) == list(
+        measured.var
+    )
+    nh.tl.predict_expression(two, table_key="table", **about)  # the spots have theirs still
+    assert "nh2st" in two.tables["table"].layers
+    nh.pl.expression(two, model.genes[0], table_key="dense", image_key="section_1_image")
+    plt.close("all")
 
 
 @pytest.mark.parametrize("shape", ["hexagonal", "square"])

@@ -11,6 +11,7 @@ from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders._torch import as_images
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train import fit, task
+from nh2st_scverse.train.best import Best
 from nh2st_scverse.train.fit import fit_member
 from nh2st_scverse.train.spots import Spots, stack
 from nh2st_scverse.train.task import encode_once, flip, one_cycle, predict_batch
@@ -76,6 +77,30 @@ def test_gradients_equal_those_of_encoding_every_node_separately(tiny: tuple[Mem
     ours, positions = encode_once(member.float(), spots, nodes)
     assert torch.equal(positions, local)
     assert torch.allclose(ours, member.trunk(as_images(spots.inputs[needed])))
+
+
+class OnlyIndexed:
+    """A tensor of which only some rows can be had."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def __getitem__(self, at: torch.Tensor) -> torch.Tensor:
+        return self.values[at]
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_step_does_not_take_longer_where_there_are_more_spots(
+    tiny: tuple[Member, Spots], small: dict[str, Any], scale: bool
+) -> None:
+    _, spots = tiny
+    config = Config.preset("default", **small | {"scale_target": scale, "ridge": 0.0, "n_components": None})
+    spots.inputs = torch.rand(len(spots.inputs), 6)
+    spots.offsets, spots.targets = spots.offsets.float(), spots.targets.float()
+    spots.targets = OnlyIndexed(spots.targets)  # type: ignore[assignment]
+    member = Member(config, 6, 6, spots.targets.values.shape[1])
+    step = task.Task(member, spots, spots, Best(1))
+    assert torch.isfinite(step.training_step(torch.arange(8), 1))
 
 
 def test_prediction_takes_a_few_patches_at_a_time(tiny: tuple[Member, Spots], monkeypatch: pytest.MonkeyPatch) -> None:

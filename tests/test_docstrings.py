@@ -1,0 +1,108 @@
+"""Every public name has examples that run, names that it points to, and a line on the reference page."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import inspect
+import pydoc
+import re
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import spatialdata
+
+import nh2st_scverse as nh
+from nh2st_scverse.nn import Config
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("datasets", "encoders", "io", "metrics", "pl", "pp", "tl")
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Every function and class that users call, by its full name."""
+    for part in PARTS:
+        module = getattr(nh, part)
+        yield from ((f"nh2st_scverse.{part}.{name}", getattr(module, name)) for name in module.__all__)
+    for name in nh.__all__:
+        if inspect.isfunction(getattr(nh, name)):
+            yield f"nh2st_scverse.{name}", getattr(nh, name)
+    yield "nh2st_scverse.NH2ST", nh.NH2ST
+    for name, value in vars(nh.NH2ST).items():
+        if not name.startswith("_"):
+            yield f"nh2st_scverse.NH2ST.{name}", getattr(nh.NH2ST, name) if callable(value) else value
+
+
+NAMES = dict(public())
+
+
+def section(value: Any, title: str) -> str:
+    """What stands under a title of a numpydoc docstring."""
+    found = re.search(rf"^{title}\n-+\n(.*?)(?=^\S[^\n]*\n-{{3,}}$|\Z)", inspect.getdoc(value) or "", re.M | re.S)
+    return found[1] if found else ""
+
+
+def pointed_to(value: Any) -> list[str]:
+    """The names in See Also: several, or one and after a colon what it is."""
+    lines = [line.partition(" : ")[0] for line in section(value, "See Also").splitlines() if line[:1].strip()]
+    return [name.strip() for line in lines for name in line.split(",") if name.strip()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_and_see_also_are_there(name: str) -> None:
+    assert ">>> " in section(NAMES[name], "Examples")
+    others = pointed_to(NAMES[name])
+    assert others
+    around = name.rpartition(".")[0]
+    for other in others:
+        assert f"{around}.{other}" in NAMES or other in NAMES or pydoc.locate(other), f"there is no {other}"
+
+
+draw = cache(nh.datasets.synthetic)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same calls in less time: a section is drawn once, the default network is a few colours, models small."""
+    mixed = np.random.default_rng(0).normal(size=(6, 1704)).astype(np.float32)
+
+    def encode(self: Any, patches: np.ndarray) -> np.ndarray:
+        small = patches[:, ::8, ::8] / np.float32(255)
+        return np.concatenate([small.mean(axis=(1, 2)), small.std(axis=(1, 2))], axis=1) @ mixed
+
+    preset = Config.preset
+    monkeypatch.setattr(nh.datasets, "synthetic", lambda *args, **kwargs: spatialdata.deepcopy(draw(*args, **kwargs)))
+    monkeypatch.setattr(nh.encoders.EfficientNetLite0, "__call__", encode)
+    monkeypatch.setattr(Config, "preset", lambda name="default", **changes: preset(name, **{"n_members": 1} | changes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_run(name: str, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = doctest.DocTestParser().get_doctest(inspect.getdoc(NAMES[name]), {}, name, None, None)
+    told: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = doctest.DocTestRunner().run(examples, out=told.append)
+    plt.close("all")
+    assert not result.failed, "".join(told)
+
+
+def test_examples_that_are_left_out_say_why() -> None:
+    """Only what needs a download or a file of the user is not run."""
+    left_out = {name for name, value in NAMES.items() if "+SKIP" in (inspect.getdoc(value) or "")}
+    assert left_out == {"nh2st_scverse.encoders.Timm", "nh2st_scverse.io.her2st"}
+
+
+def test_reference_page_is_up_to_date() -> None:
+    """Written by ``python tests/write_reference.py``."""
+    spec = importlib.util.spec_from_file_location("write_reference", ROOT / "tests" / "write_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "tutorials" / "reference.md").read_text(encoding="utf-8") == module.page()
