@@ -128,7 +128,8 @@ def read(folder: Path, encoder: str | Encoder | None) -> dict[str, Any]:
             state = {k.split(".", 1)[1]: v for k, v in weights.items() if k.startswith(f"{i}.")}
             with seeded(0):  # these weights are replaced
                 trunk = None if layers is None else trunk_of(layers)
-                member = Member(config, about["n_features"], about["n_inputs"][i], len(about["genes"]), trunk)
+                sizes = about["n_features"], about["n_inputs"][i], len(about["genes"])
+                member = Member(config, *sizes, trunk, len(state.get("landmarks", ())))
             member.load_state_dict(state)
             members.append(member)
         index = pd.Index(about["genes"], name="gene")

@@ -27,7 +27,7 @@ class Config:
 
     # images
     fine_tune: bool = False  # the encoder is trained with the rest; else it is frozen, and features are computed once
-    fields: tuple[float, ...] = (1.0, 2.5)  # sides of the fields of view of a spot, in patches
+    fields: tuple[float, ...] = (1.0, 2.5, 6.0)  # sides of the fields of view of a spot, in patches
     stain: str = "none"  # give sections the colours of the training sections: "reinhard", "macenko", "vahadane"
     standardise: str = "section"  # features to mean 0, variance 1 within a section, against stain; or "none"
     n_components: int | None = 256  # principal components of the features that enter the network; None: the features
@@ -43,7 +43,9 @@ class Config:
     dropout: float = 0.4
     input_dropout: float = 0.1
     context: bool = True  # the images around a spot reach its prediction
-    ridge: float = 0.3  # share of a closed-form ridge on the same inputs in the prediction
+    ridge: float = 0.5  # share of a closed-form kernel ridge on the same inputs in the prediction
+    landmarks: int | None = 1000  # training spots that its kernel compares with; None: a linear ridge
+    rank: int | None = 20  # principal components of the expression that it predicts; None: every gene by itself
 
     # loss
     mse: float = 1.0
@@ -137,7 +139,9 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """Settings from :meth:`to_dict`."""
-        return cls.preset(**{**values, "name": "default", "fields": tuple(values["fields"])})._renamed(values["name"])
+        before = {"landmarks": None, "rank": None}  # of models that were saved before there were these
+        known = {**before, **values, "name": "default", "fields": tuple(values["fields"])}
+        return cls.preset(**known)._renamed(values["name"])
 
     def _renamed(self, name: str) -> Config:
         return replace(self, name=name)
@@ -151,6 +155,8 @@ CHOICES = {
 }
 LEAST = {  # a correlation and a contrast need two spots
     "n_components": 1,
+    "landmarks": 1,
+    "rank": 1,
     "n_nodes": 2,
     "n_similar": 1,
     "embedding": 1,

@@ -45,14 +45,24 @@ class Member(nn.Module):
         G, size of the panel.
     trunk
         Image encoder that is trained with the network; None when features are given.
+    n_landmarks
+        M, training spots that the kernel of the ridge compares with.
     """
 
     target_mean: Tensor
     target_scale: Tensor
+    landmarks: Tensor
+    width: Tensor
     ridge: Tensor
 
     def __init__(
-        self, config: Config, n_features: int, n_inputs: int, n_genes: int, trunk: nn.Module | None = None
+        self,
+        config: Config,
+        n_features: int,
+        n_inputs: int,
+        n_genes: int,
+        trunk: nn.Module | None = None,
+        n_landmarks: int = 0,
     ) -> None:
         super().__init__()
         self.config, self.n_features = config, n_features
@@ -61,8 +71,11 @@ class Member(nn.Module):
         self.network = NH2STNetwork(config, n_inputs, n_genes)
         self.register_buffer("target_mean", torch.zeros(n_genes))
         self.register_buffer("target_scale", torch.ones(n_genes))
+        if config.ridge and config.landmarks:
+            self.register_buffer("landmarks", torch.zeros(n_landmarks, 2 * n_inputs))
+            self.register_buffer("width", torch.ones(()))
         if config.ridge:
-            self.register_buffer("ridge", torch.zeros(2 * n_inputs, n_genes))
+            self.register_buffer("ridge", torch.zeros(n_landmarks if config.landmarks else 2 * n_inputs, n_genes))
 
     def images(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Images:
         """Run the network on inputs (U, C), or feature maps (U, channels, h, w), that `nodes` (B, K) index into."""
@@ -78,9 +91,19 @@ class Member(nn.Module):
         """Expression (B, G) in the unit of the target."""
         scaled = self.images(inputs, nodes, mask, offsets).prediction
         if self.config.ridge:
-            linear = ridge_inputs(inputs, nodes, mask) @ self.ridge
-            scaled = (1 - self.config.ridge) * scaled + self.config.ridge * linear
+            closed_form = self.ridge_terms(inputs, nodes, mask) @ self.ridge
+            scaled = (1 - self.config.ridge) * scaled + self.config.ridge * closed_form
         return scaled * self.target_scale + self.target_mean
+
+    def ridge_terms(self, inputs: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:
+        """What the ridge is linear in: likeness to the landmarks (B, M), or without them its inputs (B, 2 C)."""
+        x = ridge_inputs(inputs, nodes, mask)
+        return gaussian_kernel(x, self.landmarks, self.width) if self.config.landmarks else x
+
+
+def gaussian_kernel(x: Tensor, landmarks: Tensor, width: Tensor) -> Tensor:
+    """Likeness (B, M), 1 down to 0, of inputs (B, D) to landmarks (M, D): far from all of them nothing is predicted."""
+    return torch.exp(-((torch.cdist(x, landmarks) / width) ** 2))
 
 
 def ridge_inputs(inputs: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:

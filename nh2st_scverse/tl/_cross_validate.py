@@ -19,7 +19,7 @@ from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.nn import Config
 from nh2st_scverse.tl import _baselines
 from nh2st_scverse.tl._evaluate import SCORES, ceilings
-from nh2st_scverse.tl._predict import outer_folds
+from nh2st_scverse.tl._predict import fields_that_fit, outer_folds
 from nh2st_scverse.tl._prepare import add_expression, add_images, collect, fit_stain, leave_features
 from nh2st_scverse.tl._splits import outer_groups
 from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder, fit
@@ -121,6 +121,7 @@ def cross_validate(
     prepared = collect(sdata, groups=groups, patch_um=patch_um, allow=allow, n_nodes=config.n_nodes, **keys)
     # groups that share a fold are one group for the outer split; inside a fold they are groups of their own
     outer = replace(prepared, groups=outer_groups(prepared.groups, folds, fold_seed))
+    config = fields_that_fit(outer, config, seed)
     group_of = {section.name: group for section, group in zip(prepared.sections, prepared.groups, strict=True)}
     used = choose_encoder(config, encoder)
     frozen = used  # what the baselines see

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +363,7 @@ def _cross_fit(
     prepared = collect(sdata, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, **keys)
     if table_added is None:
         check_free(prepared.tables[0], key_added)
+    config = fields_that_fit(prepared, config, seed)
     folds, splits = outer_folds(prepared, config, seed)
     _warn_small(prepared, splits)
     panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer, splits=splits)
@@ -439,6 +441,32 @@ def _warn_small(prepared: Prepared, splits: Sequence[Sequence[tuple[int, np.ndar
                 len(stay),
                 section.n_spots,
             )
+
+
+def fields_that_fit(prepared: Prepared, config: Config, seed: int) -> Config:
+    """Leave out the widest fields of view of a preset where a held-out block with their margin takes half a section."""
+    if config.fields != Config.preset(config.name).fields or len(set(prepared.groups)) > 1:
+        return config  # chosen by the user, or whole groups are held out and there is no margin
+    wanted = config.fields
+    while len(config.fields) > 1 and _margin_takes_half(prepared, config, seed):
+        config = replace(config, fields=tuple(f for f in config.fields if f < max(config.fields)))
+    if config.fields != wanted:
+        logger.info(
+            "Fields of view of %s patches instead of %s: the margin of wider ones round a held-out block would take "
+            "more than half of a section. Several sections in one call are held out whole, without a margin.",
+            config.fields,
+            wanted,
+        )
+    return config
+
+
+def _margin_takes_half(prepared: Prepared, config: Config, seed: int) -> bool:
+    try:
+        _, splits = outer_folds(prepared, config, seed)
+    except ValueError:  # nothing is left
+        return True
+    left = [sum(len(stay) for _, stay in split) for split in splits]
+    return min(left) < sum(section.n_spots for section in prepared.sections) / 2
 
 
 def outer_folds(prepared: Prepared, config: Config, seed: int) -> tuple[list[Fold], list[list[tuple[int, np.ndarray]]]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders._torch import as_images, pick_device
 from nh2st_scverse.nn import Config, Member
-from nh2st_scverse.nn.member import SOME, ridge_inputs
+from nh2st_scverse.nn.member import SOME, gaussian_kernel, ridge_inputs
 from nh2st_scverse.train.batches import Batches, InOrder
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.checkpoint import SaveEpochs
@@ -27,7 +27,7 @@ from nh2st_scverse.train.scores import section_pearson
 from nh2st_scverse.train.spots import Spots, stack
 from nh2st_scverse.train.task import CHUNK, Task
 
-PENALTIES = 10.0 ** np.arange(-1, 6)
+PENALTIES = 10.0 ** np.arange(-3, 4.5, 0.5)  # as parts of the mean eigenvalue
 FLAT = 1e-3  # of the largest: features that vary less are constant but for rounding
 MOST = 1000  # spots on which the components of a trunk's features are found
 
@@ -150,7 +150,8 @@ def _prepare(spots: Spots, config: Config, trunk: nn.Module | None, accelerator:
     known = ready if trunk is None else slice(None)
     n_features, n_genes = features.shape[1], spots.targets.shape[1]
     n_inputs = min(config.n_components, n_features, len(features[known]) - 1) if config.n_components else n_features
-    member = Member(config, n_features, n_inputs, n_genes, trunk)
+    n_landmarks = min(config.landmarks or 0, len(ready))
+    member = Member(config, n_features, n_inputs, n_genes, trunk, n_landmarks)
     if member.projection is not None:
         mean, matrix = principal_components(features[known], n_inputs)
         member.projection.mean.copy_(mean)
@@ -198,27 +199,43 @@ def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def _fit_ridge(member: Member, spots: Spots, held: Spots, wanted: Tensor) -> Tensor:
-    """Closed-form ridge (2 C, G) on the scaled target, with the penalty that correlates best on the held-out spots.
+    """Closed-form ridge on the scaled target, with the penalty that correlates best on the held-out spots.
 
-    Spots are taken some thousands at a time: in double precision all of a large table would not fit.
+    With landmarks it is a kernel ridge (Nyström: exact where every training spot is one). Genes that vary together
+    share their noise no more than their signal: only the principal components of the expression are fitted. Spots are
+    taken some thousands at a time: in double precision all of a large table would not fit.
     """
     ready = torch.nonzero(spots.trainable)[:, 0]
-    xx, xy = torch.zeros(()), torch.zeros(())
+    span = _fit_kernel(member, spots, ready) if member.config.landmarks else None
+
+    def terms(of: Spots, some: Tensor) -> Tensor:
+        x = member.ridge_terms(of.inputs, of.nodes[some], of.mask[some]).double()
+        return x if span is None else x @ span
+
+    xx, xy, yy = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for some in ready.split(SOME):
-        x = ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some]).double()
+        x = terms(spots, some)
         y = ((spots.targets[some] - member.target_mean) / member.target_scale).double()
-        xx, xy = xx + x.T @ x, xy + x.T @ y
+        xx, xy, yy = xx + x.T @ x, xy + x.T @ y, yy + y.T @ y
+    genes = torch.linalg.eigh(yy).eigenvectors.flip(1)[:, : member.config.rank]  # (G, rank)
     values, vectors = torch.linalg.eigh(xx)
-    rotated = vectors.T @ xy
-    solutions = [vectors @ (rotated / (values + p * values.mean())[:, None]) for p in PENALTIES]
+    rotated = vectors.T @ xy @ genes
+    seen = [terms(held, some) for some in wanted.split(SOME)]
+    solutions = [vectors @ (rotated / (values + p * values.mean())[:, None]) @ genes.T for p in PENALTIES]
+    scores = [section_pearson(torch.cat([(x @ w).float() for x in seen]), held, wanted) for w in solutions]
+    best = solutions[int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2]
+    return (best if span is None else span @ best).float()
 
-    def predicted(solution: Tensor) -> Tensor:
-        inputs = (ridge_inputs(held.inputs, held.nodes[p], held.mask[p]).double() for p in wanted.split(SOME))
-        return torch.cat([(x @ solution).float() for x in inputs])
 
-    scores = [section_pearson(predicted(solution), held, wanted) for solution in solutions]
-    best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2
-    return solutions[best].float()
+def _fit_kernel(member: Member, spots: Spots, ready: Tensor) -> Tensor:
+    """Choose landmarks and the width of the kernel; a matrix (M, M') that gives the likenesses unit covariance."""
+    some = ready[torch.randperm(len(ready))[: len(member.landmarks)]]
+    member.landmarks.copy_(ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some]))
+    apart = torch.pdist(member.landmarks[:MOST])
+    member.width.copy_(apart.median() if apart.any() else torch.ones(()))
+    values, vectors = torch.linalg.eigh(gaussian_kernel(member.landmarks, member.landmarks, member.width).double())
+    kept = values > 1e-6 * values.max()
+    return vectors[:, kept] / values[kept].sqrt()
 
 
 def _run(trainer: L.Trainer, task: Task, batches: Batches, validation: InOrder, checkpoint: Path | None) -> bool:

@@ -113,16 +113,25 @@ def test_expression_of_the_training_spots_is_not_needed_to_predict(batch: dict[s
     assert torch.equal(before, net(**batch).prediction)
 
 
-def test_member_mixes_network_and_ridge_in_the_unit_of_the_target(batch: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize("landmarks", [None, 6])
+def test_member_mixes_network_and_ridge_in_the_unit_of_the_target(
+    batch: dict[str, torch.Tensor], landmarks: int | None
+) -> None:
     inputs = torch.randn(20, D)
     nodes, mask = torch.randint(0, 20, (B, K)), batch["mask"]
-    member = Member(Config.preset(**SMALL, ridge=0.25), D, D, G).eval()
+    member = Member(Config.preset(**SMALL, ridge=0.25, landmarks=landmarks), D, D, G, None, landmarks or 0).eval()
     for buffer in (member.target_mean, member.target_scale, member.ridge):
         buffer.uniform_(0.5, 2)
+    if landmarks:
+        member.landmarks.normal_()
+        member.width.fill_(5)
     given = inputs, nodes, mask, batch["offsets"]
     seen = torch.stack([torch.cat([inputs[n[0]], inputs[n[m]].mean(dim=0)]) for n, m in zip(nodes, mask, strict=True)])
     assert torch.allclose(ridge_inputs(inputs, nodes, mask), seen, atol=1e-6)
-    scaled = 0.75 * member.images(*given).prediction + 0.25 * seen @ member.ridge
+    terms = seen
+    if landmarks:
+        terms = torch.exp(-(seen[:, None] - member.landmarks).square().sum(dim=2) / 25)
+    scaled = 0.75 * member.images(*given).prediction + 0.25 * terms @ member.ridge
     assert torch.allclose(member.predict(*given), scaled * member.target_scale + member.target_mean, atol=1e-5)
 
 

@@ -373,7 +373,7 @@ def test_spots_at_the_border_are_marked_and_those_outside_are_nan(
     values = table.layers["nh2st"][:, table.var["nh2st"]]
     assert np.isnan(values[0]).all() and np.isfinite(values[1:]).all()
     assert np.isnan(table.obsm["X_nh2st"][0]).all()
-    half = 75 * 2.5 / 2  # of the largest field of view
+    half = 75 * max(Config().fields) / 2  # of the largest field of view
     first = (table.obs["region"] == "section_0_spots").to_numpy()
     assert list(table.obs["nh2st_border"][first]) == list(((at < half) | (at > 1200 - half)).any(axis=1))
     assert "1 spots of 'section_0_spots' are outside the image: not predicted" in caplog.text

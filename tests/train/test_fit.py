@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 from scipy.stats import pearsonr
 from sklearn.decomposition import PCA
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
+from sklearn.metrics.pairwise import rbf_kernel
 from spatialdata import SpatialData
 
 import nh2st_scverse as nh
@@ -87,7 +91,7 @@ def test_stacked_neighbours_stay_in_their_section(sections: list[Section]) -> No
 
 
 def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(sections: list[Section]) -> None:
-    config = Config.preset(n_components=10)
+    config = Config.preset(n_components=10, landmarks=None, rank=None)
     spots, held = (stack([section], standardise=True) for section in sections)
     wanted = torch.arange(sections[1].n_spots)
     member = fit._prepare(spots, config, None)
@@ -107,6 +111,45 @@ def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(secti
     best = models[int(np.argmax(scores))].coef_.T
     assert np.ptp(scores) > 0.02  # the choice matters
     assert np.allclose(found, best, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_kernel_ridge_is_sklearns_on_the_principal_components_of_the_expression(
+    sections: list[Section], rank: int | None
+) -> None:
+    config = Config.preset(n_components=10, rank=rank)
+    spots, held = (stack([section], standardise=True) for section in sections)
+    member = fit._prepare(spots, config, None)
+    spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
+    member.ridge.copy_(fit._fit_ridge(member, spots, held, torch.arange(sections[1].n_spots)))
+    predicted = member.ridge_terms(held.inputs, held.nodes, held.mask) @ member.ridge
+
+    x, x_held = (ridge_inputs(s.inputs, s.nodes, s.mask).numpy().astype(float) for s in (spots, held))
+    assert float(member.width) == pytest.approx(np.median(pdist(x)), rel=1e-4)
+    y = ((spots.targets - member.target_mean) / member.target_scale).numpy().astype(float)
+    genes = np.linalg.svd(y, full_matrices=False)[2][:rank]
+    gamma = 1 / float(member.width) ** 2
+    alphas = fit.PENALTIES * np.linalg.eigvalsh(rbf_kernel(x, gamma=gamma)).mean()
+    found = [
+        KernelRidge(kernel="rbf", gamma=gamma, alpha=alpha).fit(x, y @ genes.T @ genes).predict(x_held)
+        for alpha in alphas
+    ]
+    scores = [np.mean([pearsonr(p[:, g], sections[1].expression[:, g])[0] for g in range(12)]) for p in found]
+    assert np.ptp(scores) > 0.02  # the choice matters
+    assert np.allclose(predicted, found[int(np.argmax(scores))], atol=0.02)
+
+
+def test_kernel_ridge_with_few_landmarks_is_near_the_whole_one(sections: list[Section]) -> None:
+    spots, held = (stack([section], standardise=True) for section in sections)
+    predicted = {}
+    for landmarks in (50, 1000):  # there are fewer spots than the latter
+        member = fit._prepare(spots, Config.preset(n_components=10, landmarks=landmarks), None)
+        inputs, held_inputs = member.projection(spots.inputs), member.projection(held.inputs)
+        given = replace(spots, inputs=inputs), replace(held, inputs=held_inputs)
+        member.ridge.copy_(fit._fit_ridge(member, *given, torch.arange(sections[1].n_spots)))
+        assert len(member.landmarks) == min(landmarks, sections[0].n_spots)
+        predicted[landmarks] = member.ridge_terms(held_inputs, held.nodes, held.mask) @ member.ridge
+    assert np.corrcoef(predicted[50].ravel(), predicted[1000].ravel())[0, 1] > 0.9
 
 
 def test_ridge_does_without_held_out_counts(sections: list[Section]) -> None:
