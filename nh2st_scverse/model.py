@@ -22,7 +22,7 @@ from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._torch import trunk_of
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.checkpoint import claim, data_hash
-from nh2st_scverse.train.fit import Interrupted, fit_member, seeded
+from nh2st_scverse.train.fit import Interrupted, fit_member, refit_ridge, seeded
 from nh2st_scverse.train.folds import make_folds
 from nh2st_scverse.train.scores import gene_pearson, nanmean
 from nh2st_scverse.train.spots import stack
@@ -240,6 +240,8 @@ class NH2ST:
                     raise
                 rows, stopped = [], True
             if rows:
+                if config.ridge:
+                    refit_ridge(member, sections, seed=seed + i)
                 members.append(member)
                 history.append(pd.DataFrame(rows).assign(member=i, held_out=fold.name))
                 for (at, spots), values in zip(fold.held_out, held_out, strict=True):

@@ -71,6 +71,7 @@ class Member(nn.Module):
         self.network = NH2STNetwork(config, n_inputs, n_genes)
         self.register_buffer("target_mean", torch.zeros(n_genes))
         self.register_buffer("target_scale", torch.ones(n_genes))
+        self.penalty = 1.0  # of the ridge, as a part of the mean eigenvalue; needed to fit it again only
         if config.ridge and config.landmarks:
             self.register_buffer("landmarks", torch.zeros(n_landmarks, 2 * n_inputs))
             self.register_buffer("width", torch.ones(()))

@@ -91,7 +91,7 @@ def fit_member(
         if trunk is None and member.projection is not None:
             spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
         if config.ridge:
-            member.ridge.copy_(_fit_ridge(member, spots, held, wanted))
+            _fit_ridge(member, spots, held, wanted)
         best = Best(config.patience)
         task = Task(member, spots, held, best, seed)
         batches = Batches(
@@ -198,41 +198,59 @@ def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return mean, matrix / torch.cat([(some - mean) @ matrix for some in parts]).std()
 
 
-def _fit_ridge(member: Member, spots: Spots, held: Spots, wanted: Tensor) -> Tensor:
-    """Closed-form ridge on the scaled target, with the penalty that correlates best on the held-out spots.
+def _fit_ridge(member: Member, spots: Spots, held: Spots, wanted: Tensor) -> None:
+    """Give a member the closed-form ridge whose penalty correlates best on the held-out spots."""
+    weights, genes = _closed_form(member, spots, PENALTIES)
+    parts = wanted.split(SOME)
+    terms = (member.ridge_terms(held.inputs, held.nodes[some], held.mask[some]) for some in parts)
+    found = torch.cat([torch.einsum("nm,pmr->pnr", x, weights) for x in terms], dim=1)  # (penalties, spots, rank)
+    scores = [section_pearson(one @ genes.T, held, wanted) for one in found]
+    best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2
+    member.ridge, member.penalty = weights[best] @ genes.T, float(PENALTIES[best])
 
-    With landmarks it is a kernel ridge (Nyström: exact where every training spot is one). Genes that vary together
-    share their noise no more than their signal: only the principal components of the expression are fitted. Spots are
-    taken some thousands at a time: in double precision all of a large table would not fit.
+
+def refit_ridge(member: Member, sections: Sequence[Section], *, seed: int = 0) -> None:
+    """Fit the ridge of a trained member again on all sections, with the penalty found on the held-out ones.
+
+    Closed form does not overfit by going on too long: once its penalty is known, no tissue need be kept from it.
+    """
+    spots = stack(sections, standardise=member.config.standardise == "section")
+    with seeded(seed), _threads(1):
+        if member.projection is not None:
+            spots.inputs = member.projection(spots.inputs)
+        weights, genes = _closed_form(member, spots, [member.penalty])
+        member.ridge = weights[0] @ genes.T
+
+
+def _closed_form(member: Member, spots: Spots, penalties: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Ridge on the scaled target for each penalty: weights (penalties, M or 2 C, rank), and their genes (G, rank).
+
+    With landmarks it is a kernel ridge (Nyström; exact where every spot is a landmark). It predicts the principal
+    components of the expression: what genes share is less noisy than each gene. Spots are taken some thousands at a
+    time: in double precision all of a large table would not fit.
     """
     ready = torch.nonzero(spots.trainable)[:, 0]
     span = _fit_kernel(member, spots, ready) if member.config.landmarks else None
-
-    def terms(of: Spots, some: Tensor) -> Tensor:
-        x = member.ridge_terms(of.inputs, of.nodes[some], of.mask[some]).double()
-        return x if span is None else x @ span
-
     xx, xy, yy = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for some in ready.split(SOME):
-        x = terms(spots, some)
+        x = member.ridge_terms(spots.inputs, spots.nodes[some], spots.mask[some]).double()
+        x = x if span is None else x @ span
         y = ((spots.targets[some] - member.target_mean) / member.target_scale).double()
         xx, xy, yy = xx + x.T @ x, xy + x.T @ y, yy + y.T @ y
-    genes = torch.linalg.eigh(yy).eigenvectors.flip(1)[:, : member.config.rank]  # (G, rank)
+    genes = torch.linalg.eigh(yy).eigenvectors.flip(1)[:, : member.config.rank]
     values, vectors = torch.linalg.eigh(xx)
     rotated = vectors.T @ xy @ genes
-    seen = [terms(held, some) for some in wanted.split(SOME)]
-    solutions = [vectors @ (rotated / (values + p * values.mean())[:, None]) @ genes.T for p in PENALTIES]
-    scores = [section_pearson(torch.cat([(x @ w).float() for x in seen]), held, wanted) for w in solutions]
-    best = solutions[int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2]
-    return (best if span is None else span @ best).float()
+    back = vectors if span is None else span @ vectors
+    weights = torch.stack([back @ (rotated / (values + p * values.mean())[:, None]) for p in penalties])
+    return weights.float(), genes.float()
 
 
 def _fit_kernel(member: Member, spots: Spots, ready: Tensor) -> Tensor:
     """Choose landmarks and the width of the kernel; a matrix (M, M') that gives the likenesses unit covariance."""
-    some = ready[torch.randperm(len(ready))[: len(member.landmarks)]]
-    member.landmarks.copy_(ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some]))
+    some = ready[torch.randperm(len(ready))[: member.config.landmarks]]
+    member.landmarks = ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some])
     apart = torch.pdist(member.landmarks[:MOST])
-    member.width.copy_(apart.median() if apart.any() else torch.ones(()))
+    member.width = apart.median() if apart.any() else torch.ones(())
     values, vectors = torch.linalg.eigh(gaussian_kernel(member.landmarks, member.landmarks, member.width).double())
     kept = values > 1e-6 * values.max()
     return vectors[:, kept] / values[kept].sqrt()

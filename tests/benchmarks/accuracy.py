@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("datasets", nargs="*", metavar="dataset", help=f"some of {', '.join(DATASETS)}; all by default")
     parser.add_argument("--data", type=Path, help="folder of the real sections")
     parser.add_argument("--out", type=Path, help="folder for the scores (CSV) and a figure of each data set")
+    parser.add_argument("--cache", type=Path, help="folder for the features, so that a second run need not encode")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--encoder", default="efficientnet_lite0")
     parser.add_argument("--seed", type=int, default=0)
@@ -143,6 +144,7 @@ def main() -> None:
             seed=given.seed,
             allow="coarse",
             progress=False,
+            cache_dir=given.cache and given.cache / name,
         )
         table = tables[name] = nh.tl.summarise(scores[name]).sort_values("pearson", ascending=False)
         shown = table[list(SHOWN)].round(3)
