@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import TARGET_SUM
 from nh2st_scverse._logging import logger
+from nh2st_scverse._threads import threads
 from nh2st_scverse._validators import check_one_of, check_unique
 
 PANELS = ("highest_mean", "highly_variable")
@@ -210,9 +211,11 @@ def _variability(expressions: Sequence[Any]) -> np.ndarray:
         sp.vstack(expressions, format="csr") if sp.issparse(expressions[0]) else np.concatenate(expressions)
     )
     adata.obs["section"] = np.repeat([str(i) for i in range(len(expressions))], [e.shape[0] for e in expressions])
-    found = sc.pp.highly_variable_genes(
-        adata, n_top_genes=min(2000, adata.n_vars), batch_key="section" if len(expressions) > 1 else None, inplace=False
-    )
+    batches = "section" if len(expressions) > 1 else None
+    with threads():
+        found = sc.pp.highly_variable_genes(
+            adata, n_top_genes=min(2000, adata.n_vars), batch_key=batches, inplace=False
+        )
     return np.nan_to_num(found["dispersions_norm"].to_numpy(dtype=float), nan=-np.inf)
 
 
