@@ -7,8 +7,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small arrays: on a shared machi
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def _same_number_of_threads() -> None:
+    """Compute every test on as many threads as the processes that tests start: the order of sums depends on it.
+
+    scanpy's first use of numba raises the number for the whole process, in whichever test that is.
+    """
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

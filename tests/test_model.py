@@ -154,6 +154,18 @@ def test_the_embedding_has_no_more_axes_than_genes(model: nh.NH2ST) -> None:
     assert model.embed(np.ones((3, 5), dtype=np.float32)).shape == (3, 5)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("which", ["model", "paper"])
+def test_a_gpu_predicts_what_the_processor_does(which: str, sdata: SpatialData, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(which)
+    found = []
+    for device in ("cpu", "cuda"):
+        nh.tl.predict_expression(sdata, model=model, encoder=Colours(), device=device, progress=False)
+        table = sdata["table"]
+        found.append(table.layers["nh2st"][:, table.var["nh2st"].to_numpy()])
+    assert np.allclose(*found, atol=1e-3)
+
+
 # ------------------------------------------------------------------------------------------------- save and load
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import TARGET_SUM
 from nh2st_scverse._logging import logger
+from nh2st_scverse._threads import threads
 from nh2st_scverse._validators import check_one_of, check_unique
 
 PANELS = ("highest_mean", "highly_variable")
@@ -31,12 +33,13 @@ def matrix(adata: AnnData, layer: str | None) -> Any:
     values = x.data if sp.issparse(x) else np.asarray(x)
     if not np.isfinite(values).all():
         raise ValueError(
-            f"Expected finite counts in {name}, found {int((~np.isfinite(values)).sum())} NaN or infinite."
+            f"Expected finite counts in {name}, found {int((~np.isfinite(values)).sum())} NaN or infinite. Set them to "
+            f"0, leave their spots or genes out, or pass layer= with the counts. Available layers: {available}."
         )
     if values.size and values.min() < 0:
         raise ValueError(
             f"Expected counts (or their logarithm) in {name}, found negative values down to {values.min():.3g}. Scaled "
-            "data cannot be used: pass layer= with the counts."
+            f"data cannot be used: pass layer= with the counts. Available layers: {available}."
         )
     return x
 
@@ -158,18 +161,24 @@ def choose_genes(
                 f"Expected a panel of genes, found an empty list. Pass names, or genes= one of {list(PANELS)}."
             )
         if len(panel) < len(list(genes)):
-            raise ValueError("Expected every gene of the panel once, found duplicates in genes=.")
+            twice = [gene for gene, n in Counter(map(str, genes)).items() if n > 1]
+            raise ValueError(
+                f"Expected every gene of the panel once, found {twice[:5]} more than once: pass "
+                "genes=list(dict.fromkeys(genes))."
+            )
         lacking = [gene for gene in panel if gene not in common]
         if lacking:
             raise ValueError(
                 f"{len(lacking)} of {len(panel)} genes of the panel are not in every training section, e.g. "
-                f"{lacking[:5]}. The sections share {len(common)} genes, e.g. {sorted(common)[:5]}."
+                f"{lacking[:5]}. The sections share {len(common)} genes, e.g. {sorted(common)[:5]}: leave the others "
+                "out of genes=, or use one naming (symbols or Ensembl ids)."
             )
         columns = [_positions(list(n), panel) for n in names]
         values = np.concatenate([to_dense(e[:, c]) for e, c in zip(expressions, columns, strict=True)])
         if not (values.max(axis=0) > values.min(axis=0)).any():
             raise ValueError(
-                f"Expected genes that vary, found all {len(panel)} listed ones constant over the training spots."
+                f"Expected genes that vary, found all {len(panel)} listed ones constant over the training spots. Pass "
+                f"other names, or genes= one of {list(PANELS)}."
             )
         return panel
     check_one_of(genes, PANELS, argument="genes")
@@ -190,7 +199,10 @@ def choose_genes(
     order = np.argsort(-score, kind="stable")
     order = order[np.isfinite(score[order])][:n_genes]
     if not len(order):
-        raise ValueError("Expected a gene panel, found none: every shared gene is constant over the training spots.")
+        raise ValueError(
+            f"Expected a gene panel, found none: every shared gene is constant over the training spots ({len(shared)}, "
+            f"e.g. {shared[:5]}). Is it the right layer=?"
+        )
     return [shared[i] for i in order]
 
 
@@ -210,9 +222,11 @@ def _variability(expressions: Sequence[Any]) -> np.ndarray:
         sp.vstack(expressions, format="csr") if sp.issparse(expressions[0]) else np.concatenate(expressions)
     )
     adata.obs["section"] = np.repeat([str(i) for i in range(len(expressions))], [e.shape[0] for e in expressions])
-    found = sc.pp.highly_variable_genes(
-        adata, n_top_genes=min(2000, adata.n_vars), batch_key="section" if len(expressions) > 1 else None, inplace=False
-    )
+    batches = "section" if len(expressions) > 1 else None
+    with threads():
+        found = sc.pp.highly_variable_genes(
+            adata, n_top_genes=min(2000, adata.n_vars), batch_key=batches, inplace=False
+        )
     return np.nan_to_num(found["dispersions_norm"].to_numpy(dtype=float), nan=-np.inf)
 
 

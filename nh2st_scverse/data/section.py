@@ -142,7 +142,8 @@ def find_sections(
     if not regions:
         raise KeyError(
             f"Table {table_key!r} annotates {attributes['region']!r}, which is not among the shapes "
-            f"{list(sdata.shapes)}."
+            f"{list(sdata.shapes)}. Add these shapes, or name others with "
+            "sdata.set_table_annotates_spatialelement(table_key, region=...)."
         )
     if absent and shapes_key is None:
         logger.warning("Table %r annotates %s, which are no shapes: their rows are left out.", table_key, absent)
@@ -155,7 +156,11 @@ def find_sections(
         instances = table.obs[attributes["instance_key"]].to_numpy()[rows]
         sections.append(_section(sdata, name, rows, instances, image, microns_per_pixel, allowed, n_nodes))
     if not sections:
-        raise ValueError(f"Table {table_key!r} has no rows for {regions}.")
+        found = sorted(set(table.obs[attributes["region_key"]].astype(str)))
+        raise ValueError(
+            f"Expected rows of table {table_key!r} for {regions}, found none. Its rows are of {found}: choose with "
+            "shapes_key=, or mend the table with sdata.set_table_annotates_spatialelement(...)."
+        )
     return table_key, sections
 
 
@@ -191,7 +196,8 @@ def _section(
     spacing = spot_spacing(xy_um)
     if not spacing > 0:
         raise ValueError(
-            f"Expected the spots of {name!r} at different places, found most of them on top of each other."
+            f"Expected the spots of {name!r} at different places, found most of them on top of each other. Are the "
+            "coordinates x and y in pixels? Give the shapes others, or one row for each place."
         )
     return Section(name, rows, geometry, spacing, usable, neighbourhoods(xy_um, spacing, usable, n_nodes))
 

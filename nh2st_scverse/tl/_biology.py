@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from anndata import AnnData
 from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_rand_score
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._threads import threads
 from nh2st_scverse._validators import ALLOWANCES, check_positive
 from nh2st_scverse.data.expression import measured
 from nh2st_scverse.data.section import find_sections
@@ -127,11 +127,8 @@ def biology(
             obsm={"spatial": section.xy_um[there]},
             layers={"predicted": own["predicted"][:, vary]},
         )
-        threads = torch.get_num_threads()
-        try:
+        with threads():
             row, moran = _compare(adata, n_top, resolution, seed)
-        finally:  # scanpy raises the threads of the whole process, and a later training would wait for them
-            torch.set_num_threads(threads)
         rows[section.name] = {"n_spots": int(there.sum()), "n_genes": int(vary.sum())} | row
         patterns.append(moran.assign(section=section.name))
     if not rows:

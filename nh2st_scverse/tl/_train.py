@@ -94,7 +94,8 @@ def train(
         ``distributed.Client`` of a dask cluster, whose workers then read and encode the patches.
     checkpoint_dir, resume
         Folder in which every epoch leaves a checkpoint; with ``resume=True`` the same call goes on with the training in
-        it, or begins one, and gives the model that it would have given without the break.
+        it, or begins one, and gives the model that it would have given without the break: the same weights on the same
+        machine and, for a trained encoder, the same number of threads (``torch.get_num_threads()``).
     trainer_kwargs
         For ``lightning.Trainer``, e.g. ``{"accumulate_grad_batches": 4}``, ``{"precision": "16-mixed"}``, or on
         several GPUs ``{"devices": 4, "strategy": "ddp"}`` in a script, ``"ddp_notebook"`` in a notebook; `batch_size`

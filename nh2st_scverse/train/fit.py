@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nh2st_scverse._threads import threads
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders._torch import as_images, pick_device
 from nh2st_scverse.nn import Config, Member
@@ -86,7 +87,9 @@ def fit_member(
         [torch.as_tensor(at) + start for (_, at), start in zip(held_out, _starts(held_out), strict=True)]
     )
 
-    with seeded(seed), _quiet(), _threads(1 if trunk is None else None):
+    # The network alone is too small to gain from several threads, and waits for them when the processor is shared:
+    # training can then take ten times as long.
+    with seeded(seed), _quiet(), threads(1 if trunk is None else None):
         member = _prepare(spots, config, trunk, accelerator)
         if trunk is None and member.projection is not None:
             spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
@@ -293,22 +296,6 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Compute on so many threads.
-
-    The network alone is too small to gain from several, and waits for them when the processor is shared: training can
-    then take ten times as long.
-    """
-    before = torch.get_num_threads()
-    try:
-        if number is not None:
-            torch.set_num_threads(number)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pytest
 import scanpy as sc
 import scipy.sparse as sp
+import torch
 
 from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, measured, smooth
 
@@ -156,6 +158,19 @@ def test_constant_genes_are_not_chosen() -> None:
     assert set(choose_genes([values], [list("abcd")], "highest_mean", 4)) == set("acd")
     with pytest.raises(ValueError, match="every shared gene is constant"):
         choose_genes([np.full((20, 4), 3.0)], [list("abcd")], "highest_mean", 4)
+
+
+def test_choosing_genes_leaves_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    find, before = sc.pp.highly_variable_genes, torch.get_num_threads()
+
+    def raising(*args: Any, **given: Any) -> Any:
+        torch.set_num_threads(before + 1)  # as scanpy's first use of numba does
+        return find(*args, **given)
+
+    monkeypatch.setattr(sc.pp, "highly_variable_genes", raising)
+    values = log_normalise(np.random.default_rng(0).poisson(5, (30, 8)).astype(np.float32))
+    choose_genes([values], [list("abcdefgh")], "highly_variable", 4)
+    assert torch.get_num_threads() == before
 
 
 def test_highly_variable_is_scanpys_ranking() -> None:

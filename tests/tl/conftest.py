@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import joblib
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import spatialdata
-import torch
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
@@ -31,14 +30,6 @@ class GridEncoder:
         x = patches.astype(np.float32) / 255
         cells = x.reshape(len(x), 2, 8, 2, 8, 3).mean(axis=(2, 4)).reshape(len(x), 12)
         return np.concatenate([cells, x.std(axis=(1, 2))], axis=1)
-
-
-@pytest.fixture(autouse=True)
-def _same_number_of_threads() -> Iterator[None]:
-    """sc.pp.neighbors raises the number of OpenMP threads of the whole process, which slows torch on busy cores."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

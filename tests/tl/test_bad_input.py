@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import spatialdata
@@ -50,6 +51,11 @@ def rename(sdata: SpatialData, attribute: str) -> None:
 def set_instances(sdata: SpatialData, change: Callable[[np.ndarray], np.ndarray]) -> None:
     obs = sdata.tables["table"].obs
     obs["spot_id"] = change(obs["spot_id"].to_numpy(copy=True))
+
+
+def rows_of_another_section(sdata: SpatialData) -> None:
+    obs = sdata.tables["table"].obs
+    obs["region"] = pd.Categorical(["section_9_spots"] * len(obs))
 
 
 def few(sdata: SpatialData) -> None:
@@ -120,7 +126,7 @@ CASES: dict[str, tuple[Callable[[SpatialData], None], dict[str, Any], type[Excep
         no_shapes,
         {},
         KeyError,
-        r"annotates .'section_0_spots'., which is not among the shapes \[\]",
+        r"annotates .'section_0_spots'., which is not among the shapes \[\]. Add.*set_table_annotates",
     ),
     "no such image": (
         nothing,
@@ -162,7 +168,12 @@ CASES: dict[str, tuple[Callable[[SpatialData], None], dict[str, Any], type[Excep
         ValueError,
         "finite coordinates of all 203 spots",
     ),
-    "one place": (lambda s: move(s, lambda xy: xy * 0 + 800), {}, ValueError, "on top of each other"),
+    "one place": (
+        lambda s: move(s, lambda xy: xy * 0 + 800),
+        {},
+        ValueError,
+        "on top of each other.*x and y in pixels",
+    ),
     "off the tissue": (
         lambda s: move(s, lambda xy: (xy - 800) / 16 + 60),
         {"microns_per_pixel": 16.0},
@@ -219,16 +230,43 @@ CASES: dict[str, tuple[Callable[[SpatialData], None], dict[str, Any], type[Excep
         r".*203.*match_sdata_to_table",
     ),
     # expression
-    "negative": (lambda s: set_counts(s, -1), {}, ValueError, "negative values down to -1.*layer= with the counts"),
-    "NaN": (lambda s: set_counts(s, np.nan), {}, ValueError, "finite counts in X, found 1 NaN"),
+    "negative": (
+        lambda s: set_counts(s, -1),
+        {},
+        ValueError,
+        r"negative values down to -1.*layer= with the counts. Available layers: \[\]",
+    ),
+    "NaN": (
+        lambda s: set_counts(s, np.nan),
+        {},
+        ValueError,
+        r"finite counts in X, found 1 NaN.*Set them to 0.*Available layers: \[\]",
+    ),
+    "genes of a panel twice": (
+        nothing,
+        {"genes": ["FAT01", "FAT02", "FAT01"]},
+        ValueError,
+        r"every gene of the panel once, found \['FAT01'\].*dict.fromkeys",
+    ),
+    "rows of no section": (
+        rows_of_another_section,
+        {},
+        ValueError,
+        r"rows of table 'table' for \['section_0_spots'\], found none.*are of \['section_9_spots'\].*shapes_key=",
+    ),
     "empty panel": (nothing, {"genes": []}, ValueError, "panel of genes, found an empty list"),
-    "constant genes": (constant, {}, ValueError, "panel, found none: every shared gene is constant"),
-    "constant listed genes": (constant, {"genes": ["FAT01"]}, ValueError, "all 1 listed ones constant"),
+    "constant genes": (constant, {}, ValueError, "panel, found none: every shared gene is constant.* layer="),
+    "constant listed genes": (
+        constant,
+        {"genes": ["FAT01"]},
+        ValueError,
+        "all 1 listed ones constant.* one of .*highest_mean",
+    ),
     "unknown genes": (
         nothing,
         {"genes": ["FAT01", "ACTB"]},
         ValueError,
-        r"1 of 2 genes of the panel.*\['ACTB'\].*share 300",
+        r"1 of 2 genes of the panel.*\['ACTB'\].*share 300 .*leave the others out",
     ),
     "no genes": (nothing, {"n_genes": 0}, ValueError, "n_genes to be at least 1, or None for all genes, found 0"),
     "half a gene": (nothing, {"n_genes": 2.5}, ValueError, "n_genes to be at least 1.* found 2.5"),

@@ -21,6 +21,7 @@ SCRIPT = '''
 import os, signal, sys
 sys.path[:0] = {paths!r}
 import lightning as L
+import torch
 import nh2st_scverse as nh
 from test_checkpoint import settings
 
@@ -31,6 +32,7 @@ class Die(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
+    torch.set_num_threads({threads})
     nh.tl.train(
         nh.datasets.synthetic(width_um=1200, n_sections=2), checkpoint_dir={folder!r},
         trainer_kwargs={{"callbacks": [Die()]}}, **settings({preset!r}),
@@ -61,10 +63,12 @@ def settings(preset: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_a_killed_training_goes_on_to_the_same_model(preset: str, sdata: SpatialData, tmp_path: Path) -> None:
+    """On as many threads as before: a trunk sums in another order on another number."""
     folder = tmp_path / "checkpoints"
     script = tmp_path / "train.py"
     paths = [str(Path(nh.__file__).parents[1]), str(Path(__file__).parent)]
-    script.write_text(SCRIPT.format(paths=paths, folder=str(folder), preset=preset))
+    threads = torch.get_num_threads()
+    script.write_text(SCRIPT.format(paths=paths, folder=str(folder), preset=preset, threads=threads))
     killed = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     left = torch.load(folder / "member_0.ckpt", weights_only=True)
