@@ -218,7 +218,7 @@ def refit_ridge(member: Member, sections: Sequence[Section], *, seed: int = 0) -
     Closed form does not overfit by going on too long: once its penalty is known, no tissue need be kept from it.
     """
     spots = stack(sections, standardise=member.config.standardise == "section")
-    with seeded(seed), _threads(1):
+    with seeded(seed), threads(1):
         if member.projection is not None:
             spots.inputs = member.projection(spots.inputs)
         weights, genes = _closed_form(member, spots, [member.penalty])
