@@ -29,6 +29,15 @@ def two(_two: SpatialData) -> SpatialData:
     return spatialdata.deepcopy(_two)
 
 
+class Means:
+    """Mean colours: quick."""
+
+    name, input_size, dim, weights_hash = "means", 16, 3, "none"
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        return patches.mean(axis=(1, 2), dtype=np.float32)
+
+
 def lines(sdata: SpatialData, section: str, **arguments: Any) -> pd.DataFrame:
     found = nh.pp.check(sdata, **arguments)
     return found[found["section"] == section].set_index("check")
@@ -48,7 +57,9 @@ def test_shows_what_will_be_used(two: SpatialData) -> None:
     assert first["µm per pixel"] == "1 (coordinate system 'section_0_microns')"
     assert first["spots"] == f"{n}, 55.0 µm wide, 100.0 µm apart, hexagonal"
     assert first["patch"] == "75 µm, 75 px of the image; read from level 0 (1 µm per pixel)"
-    assert first["x and y"].endswith("with x and y swapped")
+    assert re.fullmatch(r"\d+% of the spots are on tissue; swapped, \d+% would be", first["x and y"])
+    assert whole["names"] == "of spots and genes are unique"
+    assert first["focus"].startswith("sharp: ") and first["stain"].startswith("as usual: ")
     at = two.tables["table"].obsm["spatial"][:n]
     border = ((at < 225) | (at > 975)).any(axis=1).sum()
     wide = lines(two, "section_0_spots", patch_um=450.0)["found"]["patch"]
@@ -76,10 +87,10 @@ def repainted(sdata: SpatialData, change: Callable[[np.ndarray], np.ndarray]) ->
 @pytest.mark.parametrize(
     ("change", "check", "found", "remedy"),
     [
-        (lambda pixels: gaussian(pixels, 4, channel_axis=-1), "focus", r"finest details of (\d\d|[789])\.", "sharper"),
+        (lambda pixels: gaussian(pixels, 4, channel_axis=-1), "focus", r"blurred: .* of (\d\d|[789])\.", "sharper"),
         (lambda pixels: np.full_like(pixels, 200), "focus", "no details at all", "sharper"),
-        (lambda pixels: 255 - (255 - pixels) / 2, "stain", r"optical density 0\.0[12]", "stain='reinhard'"),
-        (lambda pixels: pixels / 8, "stain", "brightness of tissue 1\\d of 255", "is it H&E"),
+        (lambda pixels: 255 - (255 - pixels) / 2, "stain", r"pale: optical density 0\.0[12]", "stain='reinhard'"),
+        (lambda pixels: pixels / 8, "stain", r"very dark: .* tissue 1\d of 255", "is it H&E"),
     ],
 )
 def test_images_out_of_focus_or_of_strange_colours_are_warned_of(
@@ -88,6 +99,26 @@ def test_images_out_of_focus_or_of_strange_colours_are_warned_of(
     wrong = lines(repainted(two, change), "section_0_spots", allow="off_tissue").loc[check]
     assert wrong["status"] == "warning" and remedy in wrong["remedy"]
     assert re.search(found, wrong["found"])
+
+
+@pytest.mark.parametrize("tool", [nh.tl.train, nh.tl.predict_expression, nh.tl.cross_validate])
+def test_tools_warn_of_what_check_warns_of(two: SpatialData, tool: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    blurred = repainted(two, lambda pixels: gaussian(pixels, 4, channel_axis=-1))
+    small = {"embedding": 16, "hidden": 16, "bottleneck": 16, "heads": 2, "max_epochs": 1, "n_members": 1}
+    tool(blurred, encoder=Means(), n_genes=5, progress=False, **small)
+    for section in ("section_0_spots", "section_1_spots"):
+        line = lines(blurred, section).loc["focus"]
+        assert f"{section}, focus: {line['found']}; {line['remedy']}" in caplog.messages
+
+
+def test_tools_do_not_repeat_what_they_were_told(two: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    small = {"embedding": 16, "hidden": 16, "bottleneck": 16, "heads": 2, "max_epochs": 1, "n_members": 1}
+    about = {"encoder": Means(), "n_genes": 5, "progress": False, **small}
+    nh.tl.train(two, patch_um=50.0, **about)
+    assert any("section_0_spots, patch: 50 µm, 50 px" in message for message in caplog.messages)
+    caplog.clear()
+    nh.tl.train(two, patch_um=50.0, allow="coarse", **about)
+    assert not any(", patch: " in message for message in caplog.messages)
 
 
 def test_focus_does_not_depend_on_the_strength_of_the_stain(two: SpatialData) -> None:
