@@ -335,7 +335,8 @@ def _image(geometry: Geometry, lines: _Lines) -> None:
 
 def _spots(sdata: SpatialData, region: str, geometry: Geometry, spacing: float, lines: _Lines) -> None:
     shapes = sdata.shapes[region]
-    wide = shapes["radius"].mean() * 2 if "radius" in shapes else np.sqrt(shapes.geometry.area.mean() * 4 / np.pi)
+    bounds = shapes.geometry.bounds  # of polygons; squares that touch do not overlap
+    wide = shapes["radius"].mean() * 2 if "radius" in shapes else (bounds["maxx"] - bounds["minx"]).mean()
     scale = np.sqrt(abs(np.linalg.det(geometry.levels[0].from_shapes[:2, :2]))) * geometry.microns_per_pixel
     diameter = float(wide * scale)
     hexagonal = is_hexagonal(geometry.pixels())

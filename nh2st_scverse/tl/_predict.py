@@ -19,7 +19,7 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_allowances, check_name, check_one_of, choose_key
 from nh2st_scverse.data.neighbours import interleave, thinned_neighbourhoods
 from nh2st_scverse.data.section import Section
-from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse.encoders import Encoder, Precomputed, get
 from nh2st_scverse.encoders._torch import pick_device
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, principal_genes
@@ -87,7 +87,8 @@ def predict_expression(
     groups, genes, n_genes, preset, patch_um, layer, checkpoint_dir, resume, trainer_kwargs, settings
         As in :func:`train`; for cross-fitting only.
     encoder
-        As in :func:`train`; with a `model` the encoder it was trained with, if that was an object of yours.
+        As in :func:`train`; with a `model` the encoder it was trained with, if that was an object of yours, or where
+        precomputed features of the same encoder are here, if that is another key than in training.
     table_key, shapes_key, image_key
         Elements of the object; None means the only candidate.
     cache_dir
@@ -294,6 +295,8 @@ def encoder_of(model: NH2ST, encoder: str | Encoder | None) -> Encoder | None:
         used = get(encoder if encoder is not None else model.encoder)
     except ValueError:
         raise ValueError(f"The model was trained with encoder {model.encoder!r}: pass it as encoder=.") from None
+    if isinstance(used, Precomputed) and model.encoder_hash == used.weights_hash:
+        return used  # under any key: obsm of a Visium section, a table of a slide
     if (used.name, used.weights_hash) != (model.encoder, model.encoder_hash):
         raise ValueError(
             f"The model was trained with encoder {model.encoder!r} (weights {model.encoder_hash}), found {used.name!r} "

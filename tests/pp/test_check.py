@@ -4,15 +4,16 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import geopandas as gpd
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
-from shapely import Point
+from shapely import Point, box
 from skimage.filters import gaussian
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel
+from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import get_transformation, remove_transformation
 
 import nh2st_scverse as nh
@@ -246,6 +247,18 @@ def test_coarse_images_are_errors_unless_allowed(two: SpatialData) -> None:
 def test_an_image_for_a_section_that_is_not_there_is_an_error(two: SpatialData) -> None:
     wrong = nh.pp.check(two, image_key={"spots": "section_0_image"}).query("status == 'error'")
     assert list(wrong["check"]) == ["image"] and "maps ['spots'], which are no shapes" in wrong["found"].item()
+
+
+def test_squares_that_touch_do_not_overlap(two: SpatialData) -> None:
+    side = 50
+    bins = [box(x, y, x + side, y + side) for x in range(200, 900, side) for y in range(200, 900, side)]
+    systems = get_transformation(two.shapes["section_0_spots"], get_all=True)
+    shapes = ShapesModel.parse(gpd.GeoDataFrame(geometry=bins), transformations=systems)
+    slide = SpatialData(images={"he": two.images["section_0_image"]}, shapes={"bins": shapes})
+    line = lines(slide, "bins").loc["spots"]
+    assert (line["status"], line["found"]) == ("ok", f"{len(bins)}, 50.0 µm wide, 50.0 µm apart")
+    slide.shapes["bins"].geometry = slide.shapes["bins"].geometry.buffer(5, join_style="mitre")
+    assert lines(slide, "bins").loc["spots", "status"] == "warning"
 
 
 def test_two_spacings_need_a_patch(two: SpatialData) -> None:
