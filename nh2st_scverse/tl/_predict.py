@@ -27,7 +27,7 @@ from nh2st_scverse.nn import Config
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
 from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain
 from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder, fit
-from nh2st_scverse.tl._write import check_free, check_genes, write
+from nh2st_scverse.tl._write import check_free, check_genes, check_size, write
 from nh2st_scverse.train.folds import Fold, make_folds
 
 
@@ -135,7 +135,8 @@ def predict_expression(
         Missing or ambiguous elements, layers or columns.
     ValueError
         Spots and image that do not fit, an image too coarse for the patch, unusable counts, duplicated names, a table
-        without the genes of the model, another encoder than the model's, a name that holds something else already.
+        without the genes of the model, another encoder than the model's, a name that holds something else already, a
+        layer of more than 16 GB.
 
     See Also
     --------
@@ -230,6 +231,7 @@ def _with_model(
     elif table_added is None and key_added in table.uns and key_added not in table.layers:
         table_added = next(key for key, one in sdata.tables.items() if one is table)  # predicted before: replaced
     if table_added is None:
+        check_size(table)
         check_free(table, key_added)
         check_genes(model.genes, table)
     for section in prepared.sections:
@@ -364,6 +366,7 @@ def _cross_fit(
 ) -> None:
     prepared = collect(sdata, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, **keys)
     if table_added is None:
+        check_size(prepared.tables[0])
         check_free(prepared.tables[0], key_added)
     folds, splits = outer_folds(prepared, config, seed)
     _warn_small(prepared, splits)
