@@ -18,7 +18,9 @@ class Precomputed:
     key
         A key of the table's ``.obsm``, row by row; or a table of the object whose X holds the features, as LazySlide
         and wsidata write them (``"uni_tiles"``). Its rows are matched by instance id if it annotates the spots, else by
-        their names. The name ``"precomputed:<key>"`` stands for it too.
+        their names. The name ``"precomputed:<key>"`` stands for it too. A model that was trained on one key can be
+        given another one, ``nh.tl.predict_expression(slide, model=model, encoder="precomputed:uni_tiles",
+        table_added="predicted")``; that both come from the same encoder is for you to know.
 
     See Also
     --------

@@ -62,6 +62,7 @@ class Timm(TorchEncoder):
     Models that ask for a login: accept the terms on their page, then ``hf auth login``; or download the folder on
     another machine and name it as ``"local-dir:folder"``.
 
+    >>> import PIL.Image, timm, torch
     >>> import nh2st_scverse as nh
     >>> uni = nh.encoders.Timm("hf-hub:MahmoodLab/UNI", init_values=1e-5, dynamic_img_size=True)  # doctest: +SKIP
     >>> virchow2 = nh.encoders.Timm(
@@ -80,8 +81,23 @@ class Timm(TorchEncoder):
     >>> phikon = nh.encoders.Timm("hf-hub:1aurent/vit_base_patch16_224.owkin_pancancer")  # doctest: +SKIP
     >>> model = nh.tl.train(sections, encoder=uni)  # doctest: +SKIP
 
-    A network from another package (CONCH) is a few lines, see :class:`nh2st_scverse.encoders.Encoder`; features that
-    were computed elsewhere are :class:`nh2st_scverse.encoders.Precomputed`.
+    Virchow is called as Virchow2 is. CONCH has a package of its own (github.com/mahmoodlab/CONCH), and like any network
+    from elsewhere it is an encoder in a few lines:
+
+    >>> from conch.open_clip_custom import create_model_from_pretrained  # doctest: +SKIP
+    >>> class Conch:  # doctest: +SKIP
+    ...     name, input_size, dim, weights_hash = "conch", 448, 512, "MahmoodLab/conch"
+    ...
+    ...     def __init__(self):
+    ...         self.network, self.scaled = create_model_from_pretrained("conch_ViT-B-16", "hf_hub:MahmoodLab/conch")
+    ...
+    ...     def __call__(self, patches):
+    ...         images = torch.stack([self.scaled(PIL.Image.fromarray(patch)) for patch in patches])
+    ...         with torch.inference_mode():
+    ...             return self.network.encode_image(images, proj_contrast=False, normalize=False).numpy()
+    >>> model = nh.tl.train(sections, encoder=Conch())  # doctest: +SKIP
+
+    Features that were computed elsewhere are :class:`nh2st_scverse.encoders.Precomputed`.
     """
 
     def __init__(

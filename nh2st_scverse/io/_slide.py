@@ -139,6 +139,8 @@ def _read_tiff(path: Path) -> tuple[list[da.Array], tuple[float, str] | None]:
     version = path.stat().st_mtime_ns
     try:
         with tifffile.TiffFile(path) as tiff:
+            if not tiff.series:
+                raise tifffile.TiffFileError("it holds no picture")
             which = max(range(len(tiff.series)), key=lambda i: np.prod(tiff.series[i].shape))
             shapes = [(level.axes, level.shape, level.dtype) for level in tiff.series[which].levels]
             stated = _stated_microns(tiff, which)

@@ -12,6 +12,7 @@ import pandas as pd
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY, VISIUM_PITCH_UM
+from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_allowances, check_positive, check_unique, choose_key
 from nh2st_scverse.data.expression import is_logged, matrix
 from nh2st_scverse.data.geometry import Geometry, is_hexagonal, locate, locate_image, spot_spacing
@@ -20,6 +21,7 @@ from nh2st_scverse.data.quality import image_quality, places_on
 from nh2st_scverse.data.section import (
     COARSEST_PATCH,
     PATCH_PER_SPACING,
+    Section,
     check_image_keys,
     check_placement,
     find_sections,
@@ -102,15 +104,16 @@ def check(
     """Show which image, resolution, spots and counts the tools will use, and what is wrong with them.
 
     What would stop :func:`nh2st_scverse.tl.train` or :func:`nh2st_scverse.tl.predict_expression` is a line here, not an
-    exception. Objects with an image and no spots are checked as slides. Focus and stain are measured by
-    ``squidpy.experimental.im.qc_image`` on a few tiles of tissue, which takes less than a second, also of a slide.
+    exception; what is a warning here, every tool logs. Objects with an image and no spots are checked as slides. Focus
+    and stain are measured by ``squidpy.experimental.im.qc_image`` on a few tiles of tissue, which takes less than a
+    second, also of a slide.
 
     Parameters
     ----------
     sdata
         Image, spots, and a table that annotates them.
     patch_um
-        Side of a patch in µm; None takes 0.75 of the spot spacing.
+        Side of a patch in µm, for a slide ``model.patch_um``; None takes 0.75 of the spot spacing.
     table_key, shapes_key, image_key
         Elements of the object; None means the only candidate.
     layer
@@ -202,12 +205,15 @@ def _regions(sdata: SpatialData, table_key: str, shapes_key: str | None, lines: 
 def _table(sdata: SpatialData, table_key: str, layer: str | None, lines: _Lines) -> None:
     table = sdata.tables[table_key]
     lines.add("table", f"{table_key!r}: {table.n_obs} spots x {table.n_vars} genes")
+    doubled = False
     for names, what in ((table.obs_names, "obs_names"), (table.var_names, "var_names")):
         try:
             check_unique(names, what=what, remedy=f"sdata.tables[{table_key!r}].{what}_make_unique()")
-            lines.add(what, "unique")
         except ValueError as error:
             lines.error(what, error)
+            doubled = True
+    if not doubled:
+        lines.add("names", "of spots and genes are unique")
     try:
         logged = is_logged(matrix(table, layer))
     except (KeyError, ValueError) as error:
@@ -290,9 +296,26 @@ def _section(
         _quality(geometry, geometry.pixels()[usable], lines)
 
 
+def warn(section: Section, sdata: SpatialData, patch_um: float, allowed: frozenset[str]) -> None:
+    """Log what :func:`check` would warn of in a section that a tool is about to use.
+
+    What is an error there, the tool has raised before; where spots lie, it has warned of.
+    """
+    lines = _Lines()
+    _image(section.geometry, lines)
+    _spots(sdata, section.name.split(":")[-1], section.geometry, section.spacing_um, lines)
+    _patch(section.geometry, patch_um, allowed, lines)
+    _quality(section.geometry, section.geometry.pixels()[section.usable], lines)
+    known = ("full resolution", "patch") if "coarse" in allowed else ()
+    for line in lines:
+        if line["status"] == "warning" and line["check"] not in known:
+            logger.warning("%s, %s: %s; %s", section.name, line["check"], line["found"], line["remedy"])
+
+
 def _image(geometry: Geometry, lines: _Lines) -> None:
     width, height = geometry.levels[0].size
-    lines.add("image", f"{geometry.image_key!r}, {width} x {height} px, {len(geometry.levels)} levels")
+    n = len(geometry.levels)
+    lines.add("image", f"{geometry.image_key!r}, {width} x {height} px, {n} level{'s' if n > 1 else ''}")
     microns = geometry.microns_per_pixel
     lines.warn_if(
         not 0.05 <= microns <= 10,
@@ -312,7 +335,8 @@ def _image(geometry: Geometry, lines: _Lines) -> None:
 
 def _spots(sdata: SpatialData, region: str, geometry: Geometry, spacing: float, lines: _Lines) -> None:
     shapes = sdata.shapes[region]
-    wide = shapes["radius"].mean() * 2 if "radius" in shapes else np.sqrt(shapes.geometry.area.mean() * 4 / np.pi)
+    bounds = shapes.geometry.bounds  # of polygons; squares that touch do not overlap
+    wide = shapes["radius"].mean() * 2 if "radius" in shapes else (bounds["maxx"] - bounds["minx"]).mean()
     scale = np.sqrt(abs(np.linalg.det(geometry.levels[0].from_shapes[:2, :2]))) * geometry.microns_per_pixel
     diameter = float(wide * scale)
     hexagonal = is_hexagonal(geometry.pixels())
@@ -337,7 +361,7 @@ def _spots(sdata: SpatialData, region: str, geometry: Geometry, spacing: float, 
 def _placement(geometry: Geometry, region: str, allowed: frozenset[str], lines: _Lines) -> np.ndarray:
     """Which spots are on the image; none where they do not fit."""
     on, swapped = on_tissue(geometry)
-    found = f"{on:.0%} on tissue, {swapped:.0%} with x and y swapped"
+    found = f"{on:.0%} of the spots are on tissue; swapped, {swapped:.0%} would be"
     try:
         usable = check_placement(geometry, region, allowed)
     except ValueError as error:
@@ -385,16 +409,18 @@ def _patch(geometry: Geometry, size: float, allowed: frozenset[str], lines: _Lin
 def _quality(geometry: Geometry, places: np.ndarray, lines: _Lines) -> None:
     found = image_quality(geometry, places)
     sharp = found.detail_um <= max(BLURRED_UM, BLURRED_PX * found.pixel_um)
+    details = f"the finest details are of {found.detail_um:.1f} µm"
     lines.warn_if(
         not sharp,
         "focus",
-        f"finest details of {found.detail_um:.1f} µm" if np.isfinite(found.detail_um) else "no details at all",
-        "blurred, or enlarged from a smaller image: is there a sharper one?",
+        f"{'sharp' if sharp else 'blurred'}: {details}" if np.isfinite(found.detail_um) else "no details at all",
+        "out of focus, or enlarged from a smaller image: is there a sharper one?",
     )
-    dark = found.brightness < DARK
+    dark, pale = found.brightness < DARK, found.stain < PALE
+    how = "very dark" if dark else "pale" if pale else "as usual"
     lines.warn_if(
-        dark or found.stain < PALE,
+        dark or pale,
         "stain",
-        f"optical density {found.stain:.3f}, brightness of tissue {found.brightness:.0f} of 255",
-        "very dark: is it H&E in bright light?" if dark else "pale: pass stain='reinhard' to nh.tl.train",
+        f"{how}: optical density {found.stain:.3f}, brightness of tissue {found.brightness:.0f} of 255",
+        "is it H&E in bright light?" if dark else "pass stain='reinhard' to nh.tl.train",
     )

@@ -20,7 +20,7 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_allowances, check_name, check_one_of, choose_key
 from nh2st_scverse.data.neighbours import interleave, thinned_neighbourhoods
 from nh2st_scverse.data.section import Section
-from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse.encoders import Encoder, Precomputed, get
 from nh2st_scverse.encoders._torch import pick_device
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, principal_genes
@@ -28,7 +28,7 @@ from nh2st_scverse.nn import Config
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
 from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain
 from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder, fit
-from nh2st_scverse.tl._write import check_free, check_genes, write
+from nh2st_scverse.tl._write import check_free, check_genes, check_size, write
 from nh2st_scverse.train.folds import Fold, make_folds
 
 
@@ -88,7 +88,8 @@ def predict_expression(
     groups, genes, n_genes, preset, patch_um, layer, checkpoint_dir, resume, trainer_kwargs, settings
         As in :func:`train`; for cross-fitting only.
     encoder
-        As in :func:`train`; with a `model` the encoder it was trained with, if that was an object of yours.
+        As in :func:`train`; with a `model` the encoder it was trained with, if that was an object of yours, or where
+        precomputed features of the same encoder are here, if that is another key than in training.
     table_key, shapes_key, image_key
         Elements of the object; None means the only candidate.
     cache_dir
@@ -135,7 +136,8 @@ def predict_expression(
         Missing or ambiguous elements, layers or columns.
     ValueError
         Spots and image that do not fit, an image too coarse for the patch, unusable counts, duplicated names, a table
-        without the genes of the model, another encoder than the model's, a name that holds something else already.
+        without the genes of the model, another encoder than the model's, a name that holds something else already, a
+        layer of more than 16 GB.
 
     See Also
     --------
@@ -230,6 +232,7 @@ def _with_model(
     elif table_added is None and key_added in table.uns and key_added not in table.layers:
         table_added = next(key for key, one in sdata.tables.items() if one is table)  # predicted before: replaced
     if table_added is None:
+        check_size(table)
         check_free(table, key_added)
         check_genes(model.genes, table)
     for section in prepared.sections:
@@ -295,6 +298,8 @@ def encoder_of(model: NH2ST, encoder: str | Encoder | None) -> Encoder | None:
         used = get(encoder if encoder is not None else model.encoder)
     except ValueError:
         raise ValueError(f"The model was trained with encoder {model.encoder!r}: pass it as encoder=.") from None
+    if isinstance(used, Precomputed) and model.encoder_hash == used.weights_hash:
+        return used  # under any key: obsm of a Visium section, a table of a slide
     if (used.name, used.weights_hash) != (model.encoder, model.encoder_hash):
         raise ValueError(
             f"The model was trained with encoder {model.encoder!r} (weights {model.encoder_hash}), found {used.name!r} "
@@ -362,6 +367,7 @@ def _cross_fit(
 ) -> None:
     prepared = collect(sdata, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, **keys)
     if table_added is None:
+        check_size(prepared.tables[0])
         check_free(prepared.tables[0], key_added)
     config = fields_that_fit(prepared, config, seed)
     folds, splits = outer_folds(prepared, config, seed)

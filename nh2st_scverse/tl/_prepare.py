@@ -1,4 +1,4 @@
-"""What every tool does first: find the sections, check them, encode their images, read their expression."""
+"""What every tool does first: find the sections, check them as ``pp.check`` does, encode images, read expression."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 
 from nh2st_scverse._constants import FEATURES, LOG_UNIT
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import check_positive
+from nh2st_scverse._validators import as_allowances, check_positive
 from nh2st_scverse.data.cluster import check_client
 from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, matrix, smooth, to_dense
 from nh2st_scverse.data.feature_cache import FeatureCache
@@ -26,6 +26,7 @@ from nh2st_scverse.data.section import Section, check_image_keys, check_resoluti
 from nh2st_scverse.data.stain import Restained, colour_map, fit_reference, recolour
 from nh2st_scverse.encoders import Encoder, Precomputed
 from nh2st_scverse.nn import Config
+from nh2st_scverse.pp._check import warn
 
 
 @dataclass
@@ -68,8 +69,9 @@ def collect(
             owner.append(name)
     named = _groups(groups, sections, tables, owner, list(objects))
     size = patch_size(sections) if patch_um is None else patch_um
-    for section in sections:
+    for section, name in zip(sections, owner, strict=True):
         check_resolution(section, size, allow)
+        warn(section, objects[name], size, as_allowances(allow))
     return Prepared(sections, tables, named, [objects[name] for name in owner], size)
 
 

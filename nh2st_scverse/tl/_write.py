@@ -15,6 +15,18 @@ from spatialdata.models import TableModel
 from nh2st_scverse._logging import logger
 from nh2st_scverse.tl._prepare import Prepared, leave_features
 
+LARGEST = 2**34  # bytes of a layer
+
+
+def check_size(table: AnnData) -> None:
+    """A layer holds a value for every gene of the table, predicted or not: too much for half a million bins."""
+    size = 4 * table.n_obs * table.n_vars
+    if size > LARGEST:
+        raise ValueError(
+            f"A layer for {table.n_obs} spots x {table.n_vars} genes would take {size / 2**30:.0f} GB of memory: pass "
+            "table_added='predicted' for a new table of the predicted genes alone, or keep fewer genes in the table."
+        )
+
 
 def check_free(table: AnnData, key: str) -> None:
     """Results of an earlier prediction are replaced, nothing else is."""

@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 
 import anndata as ad
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+from shapely import box
 from spatialdata import SpatialData
-from spatialdata.models import TableModel
+from spatialdata.models import ShapesModel, TableModel
+from spatialdata.transformations import get_transformation
 
 import nh2st_scverse as nh
 from nh2st_scverse.encoders import Precomputed
@@ -61,6 +64,37 @@ def test_features_of_another_table_are_matched_by_spot(sdata: SpatialData) -> No
         nh.tl.predict_expression(sdata, encoder=f"precomputed:{key}", table_key="table", key_added="other", **SMALL)
         found = sdata["table"].layers["other"][:, sdata["table"].var["other"].to_numpy()]
         assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_a_slide_of_tiles_with_features_is_predicted(sdata: SpatialData) -> None:
+    """As LazySlide leaves one: squares over the tissue, and a table of features that annotates them."""
+    model = nh.tl.train(sdata, encoder="precomputed:X_uni", **SMALL)
+    table, spots = sdata["table"], sdata.shapes["section_0_spots"]
+    of_section = (table.obs["region"] == "section_0_spots").to_numpy()
+    systems = get_transformation(spots, get_all=True)
+    tiles = gpd.GeoDataFrame(
+        {"tile_id": np.arange(len(spots))},
+        geometry=[box(p.x - 40, p.y - 40, p.x + 40, p.y + 40) for p in spots.geometry],
+    )
+    obs = pd.DataFrame({"tile_id": np.arange(len(spots)), "library_id": pd.Categorical(["tiles"] * len(spots))})
+    features = ad.AnnData(table.obsm["X_uni"][of_section], obs=obs.set_index(obs["tile_id"].astype(str).to_numpy()))
+    slide = SpatialData(
+        images={"wsi": sdata.images["section_0_image"]},
+        shapes={"tiles": ShapesModel.parse(tiles, transformations=systems)},
+        tables={
+            "uni_tiles": TableModel.parse(features, region="tiles", region_key="library_id", instance_key="tile_id")
+        },
+    )
+    with pytest.raises(ValueError, match=r"None of the 8 genes of the model.*table_added='predicted'"):
+        nh.tl.predict_expression(slide, model=model, encoder="precomputed:uni_tiles", progress=False)
+    nh.tl.predict_expression(
+        slide, model=model, encoder="precomputed:uni_tiles", table_added="predicted", progress=False
+    )
+    nh.tl.predict_expression(sdata, model=model, progress=False)
+    found = slide["predicted"]
+    expected = table[of_section, found.var_names].layers["nh2st"]
+    assert np.allclose(found.X, expected, atol=1e-4)  # of the same features at the same places
+    assert set(found.obs["library_id"]) == {"tiles"}
 
 
 def test_what_is_missing_is_told(sdata: SpatialData) -> None:

@@ -205,6 +205,9 @@ def test_what_is_no_slide_is_refused(tmp_path: Path, pixels: np.ndarray) -> None
     (tmp_path / "text.svs").write_text("nothing")
     with pytest.raises(ValueError, match=r"text.svs cannot be read as a slide .*QuPath"):
         nh.io.slide(tmp_path / "text.svs")
+    write_svs(tmp_path / "S1.svs", pixels[:256, :256]).rename(tmp_path / "S1.ndpi")  # whose offsets are of another kind
+    with pytest.raises(ValueError, match=r"S1.ndpi cannot be read as a slide \(it holds no picture\)"):
+        nh.io.slide(tmp_path / "S1.ndpi")
     for name, wrong, message in (
         ("grey.tif", pixels[:300, :300, 0], "axes y, x and 3 channels"),
         ("deep.tif", pixels[:300, :300].astype(np.uint16), "8 bits per channel"),

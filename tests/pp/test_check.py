@@ -4,15 +4,16 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import geopandas as gpd
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
-from shapely import Point
+from shapely import Point, box
 from skimage.filters import gaussian
 from spatialdata import SpatialData
-from spatialdata.models import Image2DModel
+from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import get_transformation, remove_transformation
 
 import nh2st_scverse as nh
@@ -27,6 +28,15 @@ def _two() -> SpatialData:
 @pytest.fixture
 def two(_two: SpatialData) -> SpatialData:
     return spatialdata.deepcopy(_two)
+
+
+class Means:
+    """Mean colours: quick."""
+
+    name, input_size, dim, weights_hash = "means", 16, 3, "none"
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        return patches.mean(axis=(1, 2), dtype=np.float32)
 
 
 def lines(sdata: SpatialData, section: str, **arguments: Any) -> pd.DataFrame:
@@ -48,7 +58,9 @@ def test_shows_what_will_be_used(two: SpatialData) -> None:
     assert first["µm per pixel"] == "1 (coordinate system 'section_0_microns')"
     assert first["spots"] == f"{n}, 55.0 µm wide, 100.0 µm apart, hexagonal"
     assert first["patch"] == "75 µm, 75 px of the image; read from level 0 (1 µm per pixel)"
-    assert first["x and y"].endswith("with x and y swapped")
+    assert re.fullmatch(r"\d+% of the spots are on tissue; swapped, \d+% would be", first["x and y"])
+    assert whole["names"] == "of spots and genes are unique"
+    assert first["focus"].startswith("sharp: ") and first["stain"].startswith("as usual: ")
     at = two.tables["table"].obsm["spatial"][:n]
     border = ((at < 225) | (at > 975)).any(axis=1).sum()
     wide = lines(two, "section_0_spots", patch_um=450.0)["found"]["patch"]
@@ -76,10 +88,10 @@ def repainted(sdata: SpatialData, change: Callable[[np.ndarray], np.ndarray]) ->
 @pytest.mark.parametrize(
     ("change", "check", "found", "remedy"),
     [
-        (lambda pixels: gaussian(pixels, 4, channel_axis=-1), "focus", r"finest details of (\d\d|[789])\.", "sharper"),
+        (lambda pixels: gaussian(pixels, 4, channel_axis=-1), "focus", r"blurred: .* of (\d\d|[789])\.", "sharper"),
         (lambda pixels: np.full_like(pixels, 200), "focus", "no details at all", "sharper"),
-        (lambda pixels: 255 - (255 - pixels) / 2, "stain", r"optical density 0\.0[12]", "stain='reinhard'"),
-        (lambda pixels: pixels / 8, "stain", "brightness of tissue 1\\d of 255", "is it H&E"),
+        (lambda pixels: 255 - (255 - pixels) / 2, "stain", r"pale: optical density 0\.0[12]", "stain='reinhard'"),
+        (lambda pixels: pixels / 8, "stain", r"very dark: .* tissue 1\d of 255", "is it H&E"),
     ],
 )
 def test_images_out_of_focus_or_of_strange_colours_are_warned_of(
@@ -88,6 +100,26 @@ def test_images_out_of_focus_or_of_strange_colours_are_warned_of(
     wrong = lines(repainted(two, change), "section_0_spots", allow="off_tissue").loc[check]
     assert wrong["status"] == "warning" and remedy in wrong["remedy"]
     assert re.search(found, wrong["found"])
+
+
+@pytest.mark.parametrize("tool", [nh.tl.train, nh.tl.predict_expression, nh.tl.cross_validate])
+def test_tools_warn_of_what_check_warns_of(two: SpatialData, tool: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    blurred = repainted(two, lambda pixels: gaussian(pixels, 4, channel_axis=-1))
+    small = {"embedding": 16, "hidden": 16, "bottleneck": 16, "heads": 2, "max_epochs": 1, "n_members": 1}
+    tool(blurred, encoder=Means(), n_genes=5, progress=False, **small)
+    for section in ("section_0_spots", "section_1_spots"):
+        line = lines(blurred, section).loc["focus"]
+        assert f"{section}, focus: {line['found']}; {line['remedy']}" in caplog.messages
+
+
+def test_tools_do_not_repeat_what_they_were_told(two: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    small = {"embedding": 16, "hidden": 16, "bottleneck": 16, "heads": 2, "max_epochs": 1, "n_members": 1}
+    about = {"encoder": Means(), "n_genes": 5, "progress": False, **small}
+    nh.tl.train(two, patch_um=50.0, **about)
+    assert any("section_0_spots, patch: 50 µm, 50 px" in message for message in caplog.messages)
+    caplog.clear()
+    nh.tl.train(two, patch_um=50.0, allow="coarse", **about)
+    assert not any(", patch: " in message for message in caplog.messages)
 
 
 def test_focus_does_not_depend_on_the_strength_of_the_stain(two: SpatialData) -> None:
@@ -215,6 +247,18 @@ def test_coarse_images_are_errors_unless_allowed(two: SpatialData) -> None:
 def test_an_image_for_a_section_that_is_not_there_is_an_error(two: SpatialData) -> None:
     wrong = nh.pp.check(two, image_key={"spots": "section_0_image"}).query("status == 'error'")
     assert list(wrong["check"]) == ["image"] and "maps ['spots'], which are no shapes" in wrong["found"].item()
+
+
+def test_squares_that_touch_do_not_overlap(two: SpatialData) -> None:
+    side = 50
+    bins = [box(x, y, x + side, y + side) for x in range(200, 900, side) for y in range(200, 900, side)]
+    systems = get_transformation(two.shapes["section_0_spots"], get_all=True)
+    shapes = ShapesModel.parse(gpd.GeoDataFrame(geometry=bins), transformations=systems)
+    slide = SpatialData(images={"he": two.images["section_0_image"]}, shapes={"bins": shapes})
+    line = lines(slide, "bins").loc["spots"]
+    assert (line["status"], line["found"]) == ("ok", f"{len(bins)}, 50.0 µm wide, 50.0 µm apart")
+    slide.shapes["bins"].geometry = slide.shapes["bins"].geometry.buffer(5, join_style="mitre")
+    assert lines(slide, "bins").loc["spots", "status"] == "warning"
 
 
 def test_two_spacings_need_a_patch(two: SpatialData) -> None:

@@ -141,6 +141,16 @@ def test_predicting_again_replaces_the_old_result(two: SpatialData, quick: dict[
     assert table.var["nh2st_pearson"].notna().sum() == 5
 
 
+def test_a_layer_that_no_memory_holds_is_refused(
+    two: SpatialData, model: nh.NH2ST, encoder: Any, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nh2st_scverse.tl._write.LARGEST", 1000)
+    for given in (quick, {"model": model, "encoder": encoder}):
+        with pytest.raises(ValueError, match=r"would take 0 GB of memory: pass table_added='predicted'"):
+            nh.tl.predict_expression(two, **given)
+    assert "nh2st" not in two.tables["table"].layers and encoder.n_patches == 0
+
+
 def test_table_added_writes_a_new_table(two: SpatialData, quick: dict[str, Any], snapshot: Callable) -> None:
     before = snapshot(two)
     nh.tl.predict_expression(two, table_added="predicted", **quick)

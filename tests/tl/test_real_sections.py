@@ -142,12 +142,7 @@ def test_mob_passes_the_checks(data_dir: Path, name: str) -> None:
 
 
 def test_colon_passes_the_checks(data_dir: Path) -> None:
-    adata = ad.read_h5ad(data_dir / "colon" / "colon_d0.h5ad")
-    resolution = 100 / adata.uns["px_per_100um"]
-    sdata = nh.io.from_anndata(
-        adata, data_dir / "colon" / "colon_d0.jpg", microns_per_pixel=resolution, spot_diameter=55
-    )
-    found = findings(sdata)
+    found = findings(colon(data_dir))
     assert (found["status"] == "ok").all()
     assert re.search(r"100\.\d µm apart, hexagonal", found.loc["spots", "found"])
     assert number(found.loc["patch", "found"]) == pytest.approx(75, rel=0.02)
@@ -219,8 +214,9 @@ def test_a_slide_without_its_spots_is_predicted_as_with_them(data_dir: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*names are not unique")
-def test_coarse_visium_sections_are_trained_on_and_predicted_in_microns(data_dir: Path) -> None:
-    first, second = sorted((data_dir / "visium_ffpe" / "mousebrain").glob("*"))[:2]
+@pytest.mark.parametrize("tissue", ["mousebrain", "kidneyorganoid"])
+def test_coarse_visium_sections_are_trained_on_and_predicted_in_microns(data_dir: Path, tissue: str) -> None:
+    first, second = sorted((data_dir / "visium_ffpe" / tissue).glob("*"))[:2]
     model = nh.tl.train(spatialdata_io.visium(first, dataset_id="first"), **quick(allow="coarse"))
     assert (model.patch_um, model.spacing_um) == (pytest.approx(75, rel=0.02), pytest.approx(100, rel=0.02))
     sdata = spatialdata_io.visium(second, dataset_id="second")
@@ -234,13 +230,14 @@ def test_coarse_visium_sections_are_trained_on_and_predicted_in_microns(data_dir
 
 
 @pytest.mark.slow
-def test_colon_is_cross_fitted(data_dir: Path) -> None:
-    adata = ad.read_h5ad(data_dir / "colon" / "colon_d0.h5ad")
-    resolution = 100 / adata.uns["px_per_100um"]
-    sdata = nh.io.from_anndata(
-        adata, data_dir / "colon" / "colon_d0.jpg", microns_per_pixel=resolution, spot_diameter=55
-    )
+def test_colon_is_cross_fitted_and_trains_a_model(data_dir: Path) -> None:
+    sdata = colon(data_dir)
     nh.tl.predict_expression(sdata, **quick())
     table = sdata.tables["table"]
     assert table.uns["nh2st"]["patch_um"] == pytest.approx(75, rel=0.02)
     assert table.var["nh2st_pearson"].mean() > 0.05  # of colours alone
+    model = nh.tl.train(sdata, **quick(n_members=1))
+    assert (model.patch_um, model.spacing_um) == (pytest.approx(75, rel=0.02), pytest.approx(100, rel=0.02))
+    slide = SpatialData(images=dict(sdata.images))
+    nh.tl.predict_expression(slide, model=model, encoder=Colours(), progress=False)
+    assert 0.8 < slide.tables["table"].n_obs / table.n_obs < 1.25  # the same tissue at the same spacing
