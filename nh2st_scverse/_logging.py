@@ -23,15 +23,25 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
     # stderr is a red box in a notebook, so messages go to stdout there.
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
-        return sys.stdout if hasattr(builtins, "__IPYTHON__") else sys.stderr
+        return sys.stdout if _in_ipython() else sys.stderr
 
 
 class _Formatter(logging.Formatter):
-    """``message`` for information, ``WARNING: message`` for what needs attention."""
+    """``message`` for information, ``WARNING: message`` for what needs attention, in colour where IPython shows it."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return text if record.levelno == logging.INFO else f"{record.levelname}: {text}"
+        if record.levelno == logging.INFO:
+            return text
+        name = f"{record.levelname}:"
+        colour = {logging.WARNING: 33, logging.ERROR: 31}.get(record.levelno)  # yellow, red
+        if colour and _in_ipython():
+            name = f"\x1b[{colour}m{name}\x1b[0m"
+        return f"{name} {text}"
+
+
+def _in_ipython() -> bool:
+    return hasattr(builtins, "__IPYTHON__")
 
 
 def _shown_by_root(record: logging.LogRecord) -> bool:

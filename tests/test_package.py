@@ -223,7 +223,7 @@ LOG = "from nh2st_scverse._logging import logger\nlogger.debug('no')\nlogger.inf
     [
         ("", "", "one\nWARNING: two\n"),
         # In IPython and Jupyter: standard output, which is not a red box there.
-        ("import builtins; builtins.__IPYTHON__ = True", "one\nWARNING: two\n", ""),
+        ("import builtins; builtins.__IPYTHON__ = True", "one\n\x1b[33mWARNING:\x1b[0m two\n", ""),
         # A stream that is replaced after the import, as notebooks do.
         ("import sys, nh2st_scverse._logging; sys.stderr = sys.stdout", "one\nWARNING: two\n", ""),
         ("import nh2st_scverse._logging as m, importlib; importlib.reload(m)", "", "one\nWARNING: two\n"),

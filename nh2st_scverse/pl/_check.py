@@ -12,6 +12,7 @@ from nh2st_scverse._validators import ALLOWANCES, check_positive
 from nh2st_scverse.data.patches import iter_patches
 from nh2st_scverse.data.section import find_sections, patch_size
 from nh2st_scverse.pl._figure import (
+    PANEL_INCHES,
     draw_image,
     draw_scale_bar,
     draw_spots,
@@ -100,7 +101,11 @@ def check(
     fig, axes = tissue_panels(drawn, 2, extra=0.2, figsize=figsize, dpi=dpi)
     for (left, right), picture, section in zip(axes, drawn, sections, strict=True):
         draw_image(left, picture)
-        draw_spots(left, picture, facecolors="none", edgecolors="black", linewidths=0.6)
+        # thousands of spots are small: outlines of one width would hide the tissue
+        width = picture.window[1] - picture.window[0]
+        points = 72 * PANEL_INCHES * 2 * float(np.median(picture.radius)) / width  # diameter in the figure
+        thin = float(np.clip(points / 12, 0.15, 0.6))
+        draw_spots(left, picture, facecolors="none", edgecolors="black", linewidths=thin)
         draw_scale_bar(left, picture)
         usable = np.flatnonzero(section.usable)
         left.set_title(f"{section_title(picture)}: {len(usable)} spots", fontsize="medium")

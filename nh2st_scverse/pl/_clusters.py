@@ -118,7 +118,7 @@ def clusters(
     partner = match_labels(columns["measured"].iloc[known], columns["predicted"].iloc[known])
     first = _palette(table, measured, columns["measured"])
     palettes = {"measured": first, "predicted": _matched_palette(first, columns["predicted"], partner)}
-    titles = {"measured": f"measured\n{measured}", "predicted": f"predicted  ARI = {rand:.2f}\n{predicted}"}
+    titles = {"measured": f"measured\n{measured}", "predicted": f"predicted  ARI = {rand:z.2f}\n{predicted}"}
 
     fig, axes = tissue_panels(drawn, 2, figsize=figsize, dpi=dpi, extra=1.0)
     for i, picture in enumerate(drawn):

@@ -26,6 +26,7 @@ from nh2st_scverse.pl._figure import (
     draw_image,
     draw_scale_bar,
     draw_spots,
+    draw_title,
     finish,
     pictures,
     section_title,
@@ -172,7 +173,7 @@ def expression(
             ax = next(rows)
             draw_image(ax[0], picture)
             draw_scale_bar(ax[0], picture)
-            ax[0].set_title(f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
+            draw_title(ax[0], f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
             for i, (title, array, bar_label) in enumerate(columns):
                 last = i == len(columns) - 1
                 text = f"{gene}  {title}" if not last else f"{gene}  {title}{score_text(table, key, gene)}"
@@ -202,7 +203,7 @@ def draw_values(
 ) -> Collection:
     draw_image(ax, picture, faint=True)
     spots = draw_spots(ax, picture, size=size, array=np.ma.masked_invalid(values), cmap=cmap, norm=Normalize(*limits))
-    ax.set_title(title)
+    draw_title(ax, title)
     if np.isnan(values).any():
         ax.set_xlabel("grey: not predicted", fontsize="small", color="0.4")
     return spots

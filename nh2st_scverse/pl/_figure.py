@@ -12,8 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection, EllipseCollection, PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextPath
 from spatialdata import SpatialData
 
 from nh2st_scverse._validators import ALLOWANCES
@@ -204,7 +206,7 @@ def draw_scale_bar(ax: Axes, picture: Picture) -> None:
     inset = max(length / 2 + 0.04 * width, 0.13 * width)  # the label may be wider than the bar
     centre = left + inset if west else right - inset
     data_and_panel = ax.get_xaxis_transform()  # x in µm, y from 0 to 1 in the panel
-    height = 0.04 if low else 0.9
+    height = 0.04 if low else 0.96
     # white around black is read on dark and on pale tissue
     ax.plot(
         [centre - length / 2, centre + length / 2],
@@ -220,13 +222,27 @@ def draw_scale_bar(ax: Axes, picture: Picture) -> None:
         label,
         (centre, height),
         xycoords=data_and_panel,
-        xytext=(0, 3),
+        xytext=(0, 3 if low else -3),  # towards the middle: it never leaves the panel
         textcoords="offset points",
         ha="center",
-        va="bottom",
+        va="bottom" if low else "top",
         fontsize="small",
         path_effects=[withStroke(linewidth=3, foreground="white")],
     )
+
+
+def draw_title(ax: Axes, text: str, *, inches: float = PANEL_INCHES, fontsize: str | None = None) -> None:
+    """A title no wider than its panel: a long one breaks at its last double space, and shrinks if it must."""
+    size = float(FontProperties(size=fontsize or plt.rcParams["axes.titlesize"]).get_size_in_points())
+    room = 0.95 * inches
+    lines = text.rsplit("  ", 1) if text_inches(text, size) > room else [text]
+    widest = max(text_inches(line, size) for line in lines)
+    ax.set_title("\n".join(lines), fontsize=size * min(1.0, room / widest))
+
+
+def text_inches(text: str, fontsize: float) -> float:
+    """Width of a line of text whose font has this size in points."""
+    return float(TextPath((0, 0), text, size=fontsize).get_extents().width) / 72
 
 
 def section_title(picture: Picture) -> str:

@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
 from nh2st_scverse.pl._expression import find_prediction
-from nh2st_scverse.pl._figure import finish
+from nh2st_scverse.pl._figure import finish, text_inches
 
 COLOUR, CEILING_COLOUR = "#1f6f8b", "#a6a6a6"
 
@@ -105,11 +105,14 @@ def gene_scores(
     n_best = min(n_top, (n + 1) // 2)
     n_worst = min(n_top, n - n_best)
     # names stand in columns left and right of the points, where nothing else is drawn
-    room = 0.26 * max(n, 4) if n_best else 0.03 * n
+    named = [*scores.index[:n_best], *scores.index[n - n_worst :]]
+    inches = ax.get_position().width * ax.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
+    share = min(0.3, 1.4 * max((text_inches(str(gene), 9) for gene in named), default=0.0) / inches)  # of the width
+    room = max(0.26 * max(n, 4), share / (1 - 2 * share) * n) if n_best else 0.03 * n
     ax.set_xlim(0.5 - room, n + 0.5 + room)
     for some, x, side in ((slice(0, n_best), -0.2 * room, "right"), (slice(n - n_worst, n), n + 0.2 * room, "left")):
-        named = scores["pearson"].iloc[some]
-        name_points(ax, rank[some], named.to_numpy(), [str(gene) for gene in named.index], at=0.5 + x, side=side)
+        values = scores["pearson"].iloc[some]
+        name_points(ax, rank[some], values.to_numpy(), [str(gene) for gene in values.index], at=0.5 + x, side=side)
 
     ticks = [t for t in MaxNLocator(5, integer=True).tick_values(1, n) if 1 < t <= n]
     ax.set_xticks([1, *ticks])

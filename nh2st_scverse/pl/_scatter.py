@@ -21,9 +21,10 @@ from nh2st_scverse.pl._expression import (
     score_text,
     unit_of,
 )
-from nh2st_scverse.pl._figure import finish
+from nh2st_scverse.pl._figure import draw_title, finish
 
 N_COLUMNS = 4
+PANEL_INCHES = 2.6
 MOST_COLOURS = 10
 
 
@@ -116,7 +117,7 @@ def scatter(
     fig, grid = plt.subplots(
         n_rows,
         ncols,
-        figsize=figsize or (2.6 * ncols + 0.3, 2.7 * n_rows + 0.3),
+        figsize=figsize or (PANEL_INCHES * ncols + 0.3, 2.7 * n_rows + 0.3),
         dpi=dpi,
         squeeze=False,
         layout="constrained",
@@ -127,7 +128,7 @@ def scatter(
     colours = np.array([palette[names.index(region) % len(palette)] for region in regions])
     for g, (ax, gene) in enumerate(zip(axes, panel, strict=False)):
         _draw(ax, measured[order, g], predicted[order, g], colours[order], dot)
-        ax.set_title(f"{gene}{score_text(table, key, gene)}", fontsize="medium")
+        draw_title(ax, f"{gene}{score_text(table, key, gene)}", inches=PANEL_INCHES - 0.2, fontsize="medium")
     for ax in axes[len(panel) :]:
         ax.set_axis_off()
     fig.supxlabel(f"measured, {unit_of(table, key)}", fontsize="medium")

@@ -31,6 +31,7 @@ from nh2st_scverse.pl._figure import (
     Picture,
     draw_image,
     draw_scale_bar,
+    draw_title,
     finish,
     pictures,
     section_title,
@@ -164,12 +165,12 @@ def slide_map(
         name = f"  {section_title(picture)}" if len(drawn) > 1 else ""
         if image:
             draw_image(row[0], picture)
-            row[0].set_title(f"H&E{name}")
+            draw_title(row[0], f"H&E{name}")
         place = _cells(picture)
         for g, (ax, gene) in enumerate(zip(row[image:], panel, strict=True)):
             values = predicted[picture.rows, g]
             _draw_map(ax, picture, place, values, limits[g], colours, alpha)
-            ax.set_title(f"{gene}{'' if image else name}{score_text(table, key, gene)}")
+            draw_title(ax, f"{gene}{'' if image else name}{score_text(table, key, gene)}")
             draw_colour_bar(ax, ax.images[-1], predicted[every, g], unit)
         draw_scale_bar(row[0], picture)
     finish(fig, save, dpi)

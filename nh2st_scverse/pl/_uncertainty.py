@@ -27,11 +27,14 @@ from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
     draw_image,
     draw_scale_bar,
+    draw_title,
     finish,
     pictures,
     section_title,
     tissue_panels,
 )
+
+NOVELTY = "novelty (above 1:\nunlike the training tissue)"
 
 
 def uncertainty(
@@ -123,7 +126,7 @@ def uncertainty(
     ]
     if f"{key}_novelty" in table.obs:
         novelty = table.obs[f"{key}_novelty"].to_numpy(dtype=float)
-        columns.append(("novelty", np.repeat(novelty[:, None], len(panel), axis=1), "novelty", uncertainty_cmap))
+        columns.append(("novelty", np.repeat(novelty[:, None], len(panel), axis=1), NOVELTY, uncertainty_cmap))
     drawn = pictures(
         sdata, table_key=table_key, shapes_key=shapes_key, image_key=image_key, microns_per_pixel=microns_per_pixel
     )
@@ -135,11 +138,13 @@ def uncertainty(
             ax = next(rows)
             draw_image(ax[0], picture)
             draw_scale_bar(ax[0], picture)
-            ax[0].set_title(f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
+            draw_title(ax[0], f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
             for panel_ax, (title, values, label, colours) in zip(ax[1:], columns, strict=True):
                 found = (mpl.colormaps[colours] if isinstance(colours, str) else colours).with_extremes(bad=NOT_KNOWN)
                 text = {"predicted": f"{gene}{score_text(table, key, gene)}", "novelty": "novelty of the tissue"}
                 limits = colour_limits([values[every, g]], None, None)
+                if label == NOVELTY:  # dark is above 1 on every slide, and not the least familiar place of this one
+                    limits = 0.0, max(1.0, limits[1])
                 spots = draw_values(
                     panel_ax, picture, values[picture.rows, g], text.get(title, f"{gene}  {title}"), limits, found, size
                 )

@@ -29,6 +29,13 @@ def test_spots_and_patches_of_each_section(two, state, tmp_path):
     assert nh.pl.check(two, shapes_key="section_1_spots") is None
 
 
+def test_outlines_of_many_spots_are_thin(sdata):
+    wide = nh.pl.check(sdata, return_ax=True)[0, 0].collections[0].get_linewidths()[0]
+    sdata["section_0_spots"]["radius"] /= 5
+    thin = nh.pl.check(sdata, return_ax=True)[0, 0].collections[0].get_linewidths()[0]
+    assert 0.1 < thin < wide / 2
+
+
 def test_other_patches(sdata):
     (((_, one),), ((_, other),), ((_, wide),)) = (
         nh.pl.check(sdata, return_ax=True, **given) for given in ({}, {"seed": 1}, {"patch_um": 150})

@@ -39,7 +39,7 @@ def test_matched_clusters_have_one_colour(clustered):
     rand = adjusted_rand_score(obs["a"], obs["b"])
     assert 0.5 < rand < 1
     assert axes[0, 0].get_title() == "measured\na"
-    assert axes[0, 1].get_title() == f"predicted  ARI = {rand:.2f}\nb"
+    assert axes[0, 1].get_title() == f"predicted  ARI = {rand:z.2f}\nb"
     same = colours(axes[0, 0]) == colours(axes[0, 1])
     np.testing.assert_array_equal(same, np.arange(len(obs)) % 10 != 0)
     assert list(legend(axes[0, 0]).values()) == list(legend(axes[0, 1]).values())  # in the same order
@@ -92,7 +92,7 @@ def test_spots_without_a_label_are_grey_and_left_out(clustered):
     obs = clustered["table"].obs
     obs.loc[obs.index[:30], "b"] = np.nan
     axes = nh.pl.clusters(clustered, "a", "b", return_ax=True)
-    assert f"ARI = {adjusted_rand_score(obs['a'][30:], obs['b'][30:]):.2f}" in axes[0, 1].get_title()
+    assert f"ARI = {adjusted_rand_score(obs['a'][30:], obs['b'][30:]):z.2f}" in axes[0, 1].get_title()
     assert set(colours(axes[0, 1])[:30]) == {"#959595"}
     assert "#959595" not in colours(axes[0, 1])[30:]
     assert axes[0, 1].get_xlabel() == "grey: no label"
@@ -104,13 +104,13 @@ def test_several_sections(two):
     axes = nh.pl.clusters(two, "tissue", "b", return_ax=True)
     assert axes.shape == (2, 2)
     assert [ax.get_ylabel() for ax in axes[:, 0]] == ["section_0", "section_1"]
-    assert f"{adjusted_rand_score(obs['tissue'], obs['b']):.2f}" in axes[0, 1].get_title()
+    assert f"{adjusted_rand_score(obs['tissue'], obs['b']):z.2f}" in axes[0, 1].get_title()
     assert axes[1, 1].get_title() == ""
     for i in range(2):
         assert len(colours(axes[i, 0])) == (obs["region"] == f"section_{i}_spots").sum()
     one = nh.pl.clusters(two, "tissue", "b", shapes_key="section_1_spots", return_ax=True)
     own = obs[obs["region"] == "section_1_spots"]
-    assert f"{adjusted_rand_score(own['tissue'], own['b']):.2f}" in one[0, 1].get_title()
+    assert f"{adjusted_rand_score(own['tissue'], own['b']):z.2f}" in one[0, 1].get_title()
 
 
 def test_save_writes_a_file_and_the_object_is_unchanged(clustered, state, tmp_path):

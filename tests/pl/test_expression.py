@@ -46,6 +46,18 @@ def test_one_row_per_gene(sdata):
         assert row[0].images[0].get_array().shape[2] == 3
 
 
+def test_long_titles_break_before_the_score(sdata):
+    gene = predicted_genes(sdata, 1)[0]
+    sdata["table"].var["nh2st_ceiling"] = 0.9
+    title = nh.pl.expression(sdata, gene, return_ax=True)[0, 2].title
+    assert title.get_text() == f"{gene}  predicted\nr = 0.80 of 0.90"
+    size = title.get_fontsize()
+    long = "a_very_long_name_of_a_section_and_its_patient"
+    sdata["table"].var_names = [f"{long}{i}" for i in range(sdata["table"].n_vars)]
+    best = predicted_genes(sdata, 1)[0]
+    assert nh.pl.expression(sdata, best, return_ax=True)[0, 2].title.get_fontsize() < size
+
+
 def test_one_gene_may_be_a_string_and_nothing_is_returned_unless_asked(sdata):
     assert nh.pl.expression(sdata, predicted_genes(sdata, 1)[0]) is None
     assert len(plt.gcf().axes) == 3
@@ -97,7 +109,7 @@ def test_difference_is_a_fourth_column(two):
     for i, row in enumerate(axes):
         own = (table.obs["region"] == f"section_{i}_spots").to_numpy()
         np.testing.assert_allclose(spots(row[3]).get_array(), off[own], rtol=1e-4, atol=1e-5)
-        assert row[3].get_title() == f"{gene}  predicted − measured"
+        assert row[3].get_title().split() == [gene, "predicted", "−", "measured"]  # in one line or two
         low, high = spots(row[3]).get_clim()
         assert -low == high > 0  # white is no difference
     assert spots(axes[0, 3]).get_clim() == spots(axes[1, 3]).get_clim()
