@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ def refit_ridge(member: Member, sections: Sequence[Section], *, seed: int = 0) -
         member.ridge = weights[0] @ genes.T
 
 
-def _closed_form(member: Member, spots: Spots, penalties: Sequence[float]) -> tuple[Tensor, Tensor]:
+def _closed_form(member: Member, spots: Spots, penalties: Iterable[float]) -> tuple[Tensor, Tensor]:
     """Ridge on the scaled target for each penalty: weights (penalties, M or 2 C, rank), and their genes (G, rank).
 
     With landmarks it is a kernel ridge (Nyström; exact where every spot is a landmark). It predicts the principal
