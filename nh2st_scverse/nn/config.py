@@ -34,7 +34,7 @@ class Config:
 
     # network
     n_nodes: int = 9  # K: the spot itself and its nearest spots
-    n_similar: int = 3  # nodes that a hyperedge joins to its own
+    n_similar: int = 3  # nodes that a hyperedge joins to its own; 0: no hypergraph, every node by itself
     embedding: int = 256  # E
     hidden: int = 256  # width of the first hypergraph convolution
     bottleneck: int = 256  # width of the decoder
@@ -158,7 +158,7 @@ LEAST = {  # a correlation and a contrast need two spots
     "landmarks": 1,
     "rank": 1,
     "n_nodes": 2,
-    "n_similar": 1,
+    "n_similar": 0,
     "embedding": 1,
     "hidden": 1,
     "bottleneck": 1,

@@ -1,0 +1,143 @@
+"""What is each part of the default model worth? One lever at a time, on sections that were not trained on.
+
+    python tests/benchmarks/ablation.py                              # three data sets, two seeds: an hour on two cores
+    python tests/benchmarks/ablation.py her2st --seeds 0 1 2 --out levers.csv
+
+Needs the folder of real sections (NH2ST_DATA, else ../shared/data). Data sets and held-out groups are those of
+``accuracy.py``. Each model has one network instead of three, for time; that costs all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import tempfile
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from accuracy import DATASETS
+
+import nh2st_scverse as nh
+from nh2st_scverse.metrics import bootstrap
+
+DEFAULT = "default"
+LEVERS: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    # parts of NH2ST
+    "no hypergraph": {"n_similar": 0},
+    "no query contrast": {"query_contrast": 0.0},
+    "no neighbour contrast": {"neighbour_contrast": 0.0},
+    "no contrast": {"query_contrast": 0.0, "neighbour_contrast": 0.0},
+    "no cross-attention to the spots around": {"context": False},
+    # what goes beyond it
+    "no Pearson loss": {"pearson": 0.0},
+    "network alone": {"ridge": 0.0},
+    "ridge alone": {"ridge": 1.0, "max_epochs": 1},
+    "linear ridge": {"landmarks": None},
+    "ridge for each gene by itself": {"rank": None},
+    "one field of view": {"fields": (1.0,)},
+    "two fields of view": {"fields": (1.0, 2.5)},
+    "four fields of view": {"fields": (1.0, 0.5, 2.5, 6.0)},
+    "19 nodes": {"n_nodes": 19},
+    "features as they come": {"standardise": "none"},
+    "smoothed target": {"smooth": True},
+}
+SMALL = ("her2st", "mob", "kidneyorganoid")
+
+
+def run(data: Path, dataset: str, lever: str, seed: int, cache: Path | None = None) -> pd.DataFrame:
+    """Mean Pearson over all genes, against the unsmoothed target, of each held-out section."""
+    warnings.simplefilter("ignore")  # of the readers: gene names, transformations
+    logging.getLogger("nh2st_scverse").setLevel("ERROR")
+    objects, groups = DATASETS[dataset](data)
+    settings = {"n_members": 1} | LEVERS[lever]
+    scores = nh.tl.cross_validate(
+        objects,
+        groups=groups,
+        baselines=(),
+        seed=seed,
+        allow="coarse",
+        progress=False,
+        cache_dir=cache and cache / dataset,
+        **settings,
+    )
+    pearson = scores.query("metric == 'pearson'").fillna({"value": 0.0}).groupby("section")["value"].mean()
+    about = {"dataset": dataset, "lever": lever, "seed": seed}
+    return pearson.rename("pearson").reset_index().assign(**about)
+
+
+def run_all(
+    data: Path, datasets: tuple[str, ...] = SMALL, seeds: tuple[int, ...] = (0, 1), workers: int = 2
+) -> pd.DataFrame:
+    """Every lever on every data set and seed, some at a time in processes of their own."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that follow
+    parts = []
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            tasks = [
+                pool.submit(run, data, dataset, lever, seed, Path(folder))
+                for seed in seeds
+                for dataset in datasets
+                for lever in LEVERS
+            ]
+            for done in as_completed(tasks):
+                parts.append(done.result())
+                row = parts[-1].iloc[0]
+                print(
+                    f"{row['dataset']:15} {row['lever']:40} seed {row['seed']} {parts[-1]['pearson'].mean():.3f}",
+                    flush=True,
+                )
+    order = {name: i for i, name in enumerate(LEVERS)}
+    return pd.concat(parts, ignore_index=True).sort_values(
+        ["dataset", "lever", "seed", "section"], key=lambda c: c.map(order) if c.name == "lever" else c
+    )
+
+
+def table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean Pearson of each lever and data set, and the difference to the default with a 95 % interval.
+
+    Seeds are averaged; the interval resamples the held-out sections of all data sets together.
+    """
+    means = scores.groupby(["lever", "dataset"], sort=False)["pearson"].mean().unstack()
+    wide = scores.pivot_table(index=["dataset", "section", "seed"], columns="lever", values="pearson")
+    rows = {}
+    for lever in means.index:
+        difference = (wide[lever] - wide[DEFAULT]).groupby(level=["dataset", "section"]).mean()
+        drawn = bootstrap(difference.to_numpy()[:, None], columns=False)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        rows[lever] = {"to the default": difference.mean(), "low": low, "high": high}
+    return means.join(pd.DataFrame(rows).T)
+
+
+def main() -> None:
+    """Run the levers, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="*", default=SMALL, metavar="dataset", help=f"some of {', '.join(DATASETS)}")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--data", type=Path, help="folder of the real sections")
+    parser.add_argument("--out", type=Path, help="CSV of the score of every lever, section and seed")
+    given = parser.parse_args()
+    unknown = [name for name in given.datasets if name not in DATASETS]
+    if unknown:
+        parser.error(f"unknown data sets {unknown}; there are {list(DATASETS)}")
+    root = Path(__file__).resolve().parents[2]
+    data = given.data or Path(os.environ.get("NH2ST_DATA", root.parent / "shared" / "data"))
+    if not data.is_dir():
+        parser.error(f"no real sections at {data}: pass --data or set NH2ST_DATA")
+    scores = run_all(data, tuple(given.datasets), tuple(given.seeds), given.workers)
+    if given.out:
+        scores.to_csv(given.out, index=False)
+    pd.set_option("display.width", 240, "display.max_columns", 40)
+    print(table(scores).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
