@@ -23,7 +23,7 @@ from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.fit import seeded
 from nh2st_scverse.train.trust import Novelty
 
-FORMAT = 1
+FORMAT = 2  # 1: its ridge was linear
 FILES = ("model.json", "weights.safetensors", "history.csv")
 COMPONENTS, RESIDUALS, NOVELTY = "components", "residuals", "novelty"  # names among the weights
 KEPT = (  # attributes of a model that model.json holds under their own name

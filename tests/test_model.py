@@ -379,7 +379,8 @@ def write_model() -> None:
     mask[:, 0] = True
     offsets = rng.normal(size=(20, 9, 2)).astype(np.float32) * mask[..., None]
     offsets[:, 0] = 0
-    given = {"features": rng.normal(size=(20, 12)).astype(np.float32), "nodes": nodes, "mask": mask, "offsets": offsets}
+    features = rng.normal(size=(20, made.members[0].n_features)).astype(np.float32)
+    given = {"features": features, "nodes": nodes, "mask": mask, "offsets": offsets}
     np.savez_compressed(folder / "spots.npz", predicted=np.zeros(0), **given)
     section, _ = stored_spots(folder)
     np.savez_compressed(folder / "spots.npz", predicted=made.predict(section), **given)

@@ -31,6 +31,8 @@ from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder, fit
 from nh2st_scverse.tl._write import check_free, check_genes, check_size, write
 from nh2st_scverse.train.folds import Fold, make_folds
 
+WORTH = 0.7  # of the training spots that are left without a wider field of view: what a wider one must leave
+
 
 def predict_expression(
     sdata: SpatialData,
@@ -450,29 +452,30 @@ def _warn_small(prepared: Prepared, splits: Sequence[Sequence[tuple[int, np.ndar
 
 
 def fields_that_fit(prepared: Prepared, config: Config, seed: int) -> Config:
-    """Leave out the widest fields of view of a preset where a held-out block with their margin takes half a section."""
+    """Leave out the widest fields of view of a preset where their margin round a held-out block takes too much."""
     if config.fields != Config.preset(config.name).fields or len(set(prepared.groups)) > 1:
         return config  # chosen by the user, or whole groups are held out and there is no margin
     wanted = config.fields
-    while len(config.fields) > 1 and _margin_takes_half(prepared, config, seed):
+    enough = WORTH * _fewest_left(prepared, replace(config, fields=(min(wanted),)), seed)
+    while len(config.fields) > 1 and _fewest_left(prepared, config, seed) < enough:
         config = replace(config, fields=tuple(f for f in config.fields if f < max(config.fields)))
     if config.fields != wanted:
         logger.info(
-            "Fields of view of %s patches instead of %s: the margin of wider ones round a held-out block would take "
-            "more than half of a section. Several sections in one call are held out whole, without a margin.",
+            "Fields of view of %s patches instead of %s: on sections of this size, the margin of wider ones round a "
+            "held-out block takes too much tissue. Several sections in one call are held out whole, without a margin.",
             config.fields,
             wanted,
         )
     return config
 
 
-def _margin_takes_half(prepared: Prepared, config: Config, seed: int) -> bool:
+def _fewest_left(prepared: Prepared, config: Config, seed: int) -> int:
+    """Spots to train on in the fold that has the fewest."""
     try:
         _, splits = outer_folds(prepared, config, seed)
     except ValueError:  # nothing is left
-        return True
-    left = [sum(len(stay) for _, stay in split) for split in splits]
-    return min(left) < sum(section.n_spots for section in prepared.sections) / 2
+        return 0
+    return min(sum(len(stay) for _, stay in split) for split in splits)
 
 
 def outer_folds(prepared: Prepared, config: Config, seed: int) -> tuple[list[Fold], list[list[tuple[int, np.ndarray]]]]:

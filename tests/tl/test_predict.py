@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from nh2st_scverse._constants import LOG_UNIT
 from nh2st_scverse.data.expression import measured
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._predict import outer_folds
+from nh2st_scverse.tl._predict import fields_that_fit, outer_folds
 from nh2st_scverse.tl._prepare import add_expression, collect
 
 WRITTEN = {
@@ -388,6 +389,34 @@ def test_spots_at_the_border_are_marked_and_those_outside_are_nan(
     assert list(table.obs["nh2st_border"][first]) == list(((at < half) | (at > 1200 - half)).any(axis=1))
     assert "1 spots of 'section_0_spots' are outside the image: not predicted" in caplog.text
     assert "1 of 209 spots have no usable image: their predictions are NaN" in caplog.text
+
+
+# --- fields of view of small sections ---
+
+
+def test_wide_fields_are_left_out_where_their_margin_takes_too_much_of_a_section(
+    two: SpatialData, quick: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = collect(two)
+    assert fields_that_fit(prepared, Config(), 0) == Config()  # whole sections are held out
+    alone = replace(prepared, groups=["same"] * 2)
+    found = fields_that_fit(alone, Config(), 0)
+    assert found.fields == Config().fields[: len(found.fields)] and len(found.fields) < len(Config().fields)
+
+    def left(*fields: float) -> int:
+        splits = outer_folds(alone, replace(Config(), fields=fields), 0)[1]
+        return min(sum(len(stay) for _, stay in split) for split in splits)
+
+    with pytest.raises(ValueError, match="Too little tissue to hold out a block"):
+        left(*Config().fields)
+    assert left(*found.fields) >= 0.7 * left(1.0)
+    mine = replace(Config(), fields=(1.0, 5.0))  # chosen by the user
+    assert fields_that_fit(alone, mine, 0) is mine
+    with caplog.at_level("INFO"):
+        nh.tl.predict_expression(two, groups=["same"] * 2, **quick)
+    assert f"Fields of view of {found.fields} patches instead of {Config().fields}" in caplog.text
+    about = json.loads(two["table"].uns["nh2st"]["json"])
+    assert tuple(about["config"]["fields"]) == found.fields
 
 
 # --- nothing leaks ---

@@ -153,6 +153,28 @@ def test_kernel_ridge_with_few_landmarks_is_near_the_whole_one(sections: list[Se
     assert np.corrcoef(predicted[50].ravel(), predicted[1000].ravel())[0, 1] > 0.9
 
 
+def test_the_ridge_learns_from_all_groups_but_is_scored_on_those_it_did_not_see(sections: list[Section]) -> None:
+    rng = np.random.default_rng(0)
+    for section in sections:  # nothing to learn but the training spots themselves
+        section.features = rng.normal(size=(section.n_spots, 40)).astype(np.float32)
+    config = Config.preset(fields=(1.0,), ridge=1.0, max_epochs=1, embedding=16, hidden=16, bottleneck=16)
+    about = {"unit": "", "patch_um": 75.0, "encoder": nh.encoders.Precomputed("noise")}
+    genes = [f"gene{i}" for i in range(12)]
+    model = nh.NH2ST.fit(sections, ["a", "b"], genes, config, accelerator="cpu", **about)
+    seen = [pearsonr(model.predict(s).ravel(), s.expression.ravel())[0] for s in sections]
+    assert abs(model.scores["pearson"].mean()) < 0.1
+    for section in sections:
+        mean = np.broadcast_to(section.expression.mean(axis=0), section.expression.shape)
+        assert (
+            pearsonr(model.predict(section).ravel(), section.expression.ravel())[0]
+            > (pearsonr(mean.ravel(), section.expression.ravel())[0])
+        )
+    assert min(seen) > 0
+    spots = stack(sections, standardise=True)
+    for member in model.members:  # each spot is a landmark of each member
+        assert len(member.landmarks) == len(spots.inputs)
+
+
 def test_ridge_does_without_held_out_counts(sections: list[Section]) -> None:
     config = Config.preset(n_components=10)
     spots, held = (stack([section], standardise=True) for section in sections)
