@@ -13,6 +13,7 @@ import argparse
 import logging
 import multiprocessing
 import os
+import sys
 import tempfile
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,11 +41,10 @@ LEVERS: dict[str, dict[str, Any]] = {
     "network alone": {"ridge": 0.0},
     "ridge alone": {"ridge": 1.0, "max_epochs": 1},
     "linear ridge": {"landmarks": None},
-    "ridge for each gene by itself": {"rank": None},
+    "ridge gene by gene": {"rank": None},
     "one field of view": {"fields": (1.0,)},
     "two fields of view": {"fields": (1.0, 2.5)},
     "four fields of view": {"fields": (1.0, 0.5, 2.5, 6.0)},
-    "19 nodes": {"n_nodes": 19},
     "features as they come": {"standardise": "none"},
     "smoothed target": {"smooth": True},
 }
@@ -90,10 +90,8 @@ def run_all(
             for done in as_completed(tasks):
                 parts.append(done.result())
                 row = parts[-1].iloc[0]
-                print(
-                    f"{row['dataset']:15} {row['lever']:40} seed {row['seed']} {parts[-1]['pearson'].mean():.3f}",
-                    flush=True,
-                )
+                told = f"{row['dataset']:15} {row['lever']:40} seed {row['seed']} {parts[-1]['pearson'].mean():.3f}"
+                print(told, file=sys.stderr, flush=True)
     order = {name: i for i, name in enumerate(LEVERS)}
     return pd.concat(parts, ignore_index=True).sort_values(
         ["dataset", "lever", "seed", "section"], key=lambda c: c.map(order) if c.name == "lever" else c
