@@ -30,6 +30,7 @@ from nh2st_scverse.train.task import CHUNK, Task
 
 PENALTIES = 10.0 ** np.arange(-3, 4.5, 0.5)  # as parts of the mean eigenvalue
 FLAT = 1e-3  # of the largest: features that vary less are constant but for rounding
+ENOUGH = 50_000  # spots that tell a closed form what it can learn
 MOST = 1000  # spots on which the components of a trunk's features are found
 
 
@@ -233,6 +234,8 @@ def _closed_form(member: Member, spots: Spots, penalties: Iterable[float]) -> tu
     time: in double precision all of a large table would not fit.
     """
     ready = torch.nonzero(spots.trainable)[:, 0]
+    if len(ready) > ENOUGH:
+        ready = ready[torch.randperm(len(ready))[:ENOUGH]]
     span = _fit_kernel(member, spots, ready) if member.config.landmarks else None
     xx, xy, yy = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for some in ready.split(SOME):
