@@ -25,8 +25,8 @@ from nh2st_scverse.train.checkpoint import claim, data_hash
 from nh2st_scverse.train.fit import Interrupted, fit_member, refit_ridge, seeded
 from nh2st_scverse.train.folds import make_folds
 from nh2st_scverse.train.scores import gene_pearson, nanmean
-from nh2st_scverse.train.spots import stack
-from nh2st_scverse.train.task import predict_batch
+from nh2st_scverse.train.spots import Spots, stack
+from nh2st_scverse.train.task import attend_batch, predict_batch
 from nh2st_scverse.train.trust import Novelty, fit_spread, spread
 
 N_EMBEDDING = 50
@@ -309,6 +309,7 @@ class NH2ST:
 
         See Also
         --------
+        attention : what it looks at.
         nh2st_scverse.tl.predict_expression : what users call.
 
         Examples
@@ -321,28 +322,79 @@ class NH2ST:
         >>> model.predict(section).shape == (section.n_spots, 20)
         True
         """
+        return self._mean_over_members(predict_batch, section, device)
+
+    def attention(self, section: Section, device: str = "cpu") -> np.ndarray:
+        """How much each spot looks at itself and at its neighbours.
+
+        It is that of the network, through which the neighbourhood reaches a prediction. The ridge beside it
+        (``config.ridge`` is its share) sees the spot and the mean of its neighbourhood and has none. Attention tells
+        what was looked at, not what it did to a gene.
+
+        Parameters
+        ----------
+        section
+            The section, with features (or patches), and neighbourhoods as large as the model's.
+        device
+            Where to compute.
+
+        Returns
+        -------
+        (n_spots, K) float32 in the order of ``section.neighbours.nodes``, the spot itself first: the mean over heads
+        and members. It sums to 1, is 0 where there is no neighbour, and NaN for spots without a usable image.
+
+        Raises
+        ------
+        ValueError
+            A model that predicts from the spot alone, as those of preset ``"paper"``. Features of another number than
+            those the model was trained on.
+
+        See Also
+        --------
+        predict : the expression.
+        nh2st_scverse.pl.neighbourhood : draws the attention of one spot.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> _, (section, other) = nh.data.section.find_sections(sdata)
+        >>> section.features = sdata["table"].obsm["nh2st_features"][section.rows]
+        >>> attention = model.attention(section)
+        >>> attention.shape == (section.n_spots, 9), bool((abs(attention.sum(axis=1) - 1) < 1e-5).all())
+        (True, True)
+        """
+        check_context(self)
+        return self._mean_over_members(attend_batch, section, device)
+
+    def _mean_over_members(
+        self, of: Callable[[Member, Spots, torch.Tensor], torch.Tensor], section: Section, device: str
+    ) -> np.ndarray:
+        """Mean of what the members say of the spots of a section, NaN without an image."""
         if section.features is not None and section.features.shape[1] != self.members[0].n_features:
             raise ValueError(
                 f"The model was trained on {self.members[0].n_features} features ({self.encoder}), found "
-                f"{section.features.shape[1]} in section {section.name!r}."
+                f"{section.features.shape[1]} in section {section.name!r}. Those of its own encoder are left in the "
+                "table by nh.tl.predict_expression(sdata, model=model)."
             )
         spots = stack([section], standardise=self.config.standardise == "section").to(device)
-        total = torch.zeros(section.n_spots, len(self.genes))
+        total: torch.Tensor | None = None
         with torch.inference_mode():
             for member in self.members:
                 member.to(device)
                 inputs = spots.inputs
                 if member.trunk is None and member.projection is not None:
                     spots.inputs = member.projection(inputs)
-                parts = [
-                    predict_batch(member, spots, b) for b in torch.arange(section.n_spots, device=device).split(512)
-                ]
+                parts = [of(member, spots, b) for b in torch.arange(section.n_spots, device=device).split(512)]
                 spots.inputs = inputs
-                total += torch.cat(parts).cpu()
+                found = torch.cat(parts).cpu()
+                total = found if total is None else total.add_(found)
                 member.cpu()
-        predicted = (total / len(self.members)).numpy()
-        predicted[~section.usable] = np.nan
-        return predicted
+        assert total is not None  # a model has members
+        mean = (total / len(self.members)).numpy()
+        mean[~section.usable] = np.nan
+        return mean
 
     def uncertainty(self, section: Section, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Standard deviation of predictions, and novelty of the tissue.
@@ -605,6 +657,15 @@ def _some(names: Iterable[str]) -> str:
     """The first few names."""
     listed = list(names)
     return ", ".join(listed[:N_NAMED]) + (", ..." if len(listed) > N_NAMED else "")
+
+
+def check_context(model: NH2ST) -> None:
+    """Raise ValueError for a model that has no attention to show."""
+    if not model.config.context:
+        raise ValueError(
+            f"A model of preset {model.config.name!r} predicts from the spot alone (context is False) and looks at no "
+            "neighbours. Train one with nh.tl.train(sdata): context is True by default."
+        )
 
 
 def principal_genes(predicted: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from spatialdata import SpatialData
 import nh2st_scverse as nh
 from nh2st_scverse import model as model_module
 from nh2st_scverse.data.neighbours import Neighbours
-from nh2st_scverse.data.section import Section
+from nh2st_scverse.data.section import Section, find_sections
 from nh2st_scverse.model import FORMAT
 
 SAVED = Path(__file__).parent / "data_models"
@@ -147,6 +147,41 @@ def test_prediction_is_the_mean_of_the_members(model: nh.NH2ST, sdata: SpatialDa
         parts.append(predictions(alone, sdata))
     assert np.allclose(whole, np.mean(parts, axis=0), atol=1e-5)
     assert not np.allclose(parts[0], parts[1], atol=1e-2)
+
+
+def featured(sdata: SpatialData, model: nh.NH2ST) -> Section:
+    """The first section with the features of the model's encoder."""
+    nh.tl.predict_expression(sdata, model=model, encoder=Colours(), progress=False)
+    section = find_sections(sdata)[1][0]
+    section.features = sdata["table"].obsm["nh2st_features"][section.rows]
+    return section
+
+
+def test_attention_is_the_mean_of_the_members(model: nh.NH2ST, sdata: SpatialData) -> None:
+    section = featured(sdata, model)
+    gone = 3
+    section.usable[gone] = False
+    whole = model.attention(section)
+    there = np.arange(section.n_spots) != gone
+    assert whole.shape == section.neighbours.nodes.shape and whole.dtype == np.float32
+    assert np.isnan(whole[gone]).all()
+    assert np.allclose(whole[there].sum(axis=1), 1, atol=1e-5)
+    assert ((whole > 0) == section.neighbours.mask)[there].all()
+    parts = [nh.NH2ST(**{**vars(model), "members": [member]}).attention(section)[there] for member in model.members]
+    assert np.allclose(whole[there], np.mean(parts, axis=0), atol=1e-6)
+    assert not np.allclose(parts[0], parts[1], atol=1e-3)
+
+
+def test_attention_is_refused_where_there_is_none(model: nh.NH2ST, paper: nh.NH2ST, sdata: SpatialData) -> None:
+    section = featured(sdata, model)
+    with pytest.raises(ValueError, match=r"preset 'paper' predicts from the spot alone .* with nh\.tl\.train"):
+        paper.attention(section)
+    n = section.features.shape[1]
+    section.features = section.features[:, 1:]
+    told = rf"trained on {n} features \(colours\), found {n - 1} in .*nh\.tl\.predict_expression\(sdata, model=model\)"
+    for method in (model.attention, model.predict):
+        with pytest.raises(ValueError, match=told):
+            method(section)
 
 
 def test_the_embedding_has_no_more_axes_than_genes(model: nh.NH2ST) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,12 +33,25 @@ class CrossAttention(nn.Module):
 
     def forward(self, kv: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
         """Let `q` (B, N, E) look at `kv` (B, M, E), at those of `mask` (B, M): (B, N, E)."""
+        queries, keys, values = self._project(kv, q)
+        visible = None if mask is None else mask[:, None, None, :]
+        seen = F.scaled_dot_product_attention(queries, keys, values, visible)
+        q = q + self.dropout(self.output(seen.transpose(1, 2).flatten(2)))
+        return self.final_norm(q + self.feed_forward(q))
 
-        def split(x: Tensor) -> Tensor:  # (B, N, E) -> (B, heads, N, E / heads)
+    def weights(self, kv: Tensor, q: Tensor, mask: Tensor | None = None) -> Tensor:
+        """How much of each of `kv` enters `q` in :meth:`forward`: (B, heads, N, M), sums to 1 over M."""
+        queries, keys, _ = self._project(kv, q)
+        scores = queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+        return scores.softmax(dim=-1)
+
+    def _project(self, kv: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, heads, N, E / heads), keys and values (B, heads, M, E / heads)."""
+
+        def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         keys, values = self.key_value(self.norm(kv)).chunk(2, dim=-1)
-        visible = None if mask is None else mask[:, None, None, :]
-        seen = F.scaled_dot_product_attention(split(self.query(self.norm(q))), split(keys), split(values), visible)
-        q = q + self.dropout(self.output(seen.transpose(1, 2).flatten(2)))
-        return self.final_norm(q + self.feed_forward(q))
+        return split(self.query(self.norm(q))), split(keys), split(values)

@@ -96,6 +96,10 @@ class Member(nn.Module):
             scaled = (1 - self.config.ridge) * scaled + self.config.ridge * closed_form
         return scaled * self.target_scale + self.target_mean
 
+    def attention(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Tensor:
+        """How much the network of a spot looks at each of its nodes: (B, K), sums to 1."""
+        return self.network.looks_at(self.images(inputs, nodes, mask, offsets), mask)
+
     def ridge_terms(self, inputs: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:
         """What the ridge is linear in: likeness to the landmarks (B, M), or without them its inputs (B, 2 C)."""
         x = ridge_inputs(inputs, nodes, mask)

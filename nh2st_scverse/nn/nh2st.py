@@ -29,6 +29,7 @@ class Images:
     n0: Tensor  # (B, E) its neighbourhood
     hyperedges: Tensor  # (B, K nodes, K hyperedges)
     prediction: Tensor  # (B, G)
+    tokens: Tensor | None = None  # (B, K, E) the nodes as the spot sees them for its prediction; None without context
 
 
 @dataclass
@@ -104,7 +105,13 @@ class NH2STNetwork(nn.Module):
         tokens = self.node_projection(nodes) + self.position(place) + states  # (B, K, E)
         own = F.gelu(p0)
         seen = self.context(kv=tokens, q=own[:, None], mask=mask)[:, 0]  # (B, E)
-        return Images(p0, n0, hyperedges, self.decoder(self.decoder_dropout(own + seen)))
+        return Images(p0, n0, hyperedges, self.decoder(self.decoder_dropout(own + seen)), tokens)
+
+    def looks_at(self, images: Images, mask: Tensor) -> Tensor:
+        """Attention of each spot to its nodes (B, K), mean over the heads: 0 where there is none, sums to 1."""
+        if images.tokens is None:
+            raise ValueError(f"Preset {self.config.name!r} predicts from the spot alone: expected context=True.")
+        return self.context.weights(kv=images.tokens, q=F.gelu(images.p0)[:, None], mask=mask).mean(dim=1)[:, 0]
 
     def contrast(self, images: Images, expression: Tensor, nodes_expression: Tensor, mask: Tensor) -> Contrast:
         """Meet the images with the expression, (B, G) of the spots and (B, K, G) of their neighbourhoods."""

@@ -11,7 +11,7 @@
 :func:`clusters`              clusters of measured and of predicted expression, in matching colours
 :func:`benchmark`             NH2ST and baselines on tissue that none of them saw
 :func:`history`               loss terms and validation of every member of a model
-:func:`neighbourhood`         one spot: its patches and hyperedges
+:func:`neighbourhood`         one spot: its patches, hyperedges, and what a model looks at
 ============================  =========================================================================
 
 Every function takes ``figsize``, ``dpi``, ``save`` and ``return_ax`` as the figures of squidpy do, and changes nothing

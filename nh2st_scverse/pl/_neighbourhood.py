@@ -1,10 +1,10 @@
-"""What the model is shown of one spot: its patch, the patches around it, and which of them it joins."""
+"""What the model is shown of one spot: its patch, the patches around it, which it joins, and which it looks at."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nh2st_scverse._constants import FEATURES, KEY, N_NODES
 from nh2st_scverse._validators import ALLOWANCES
 from nh2st_scverse.data.patches import iter_patches
 from nh2st_scverse.data.section import Section, find_sections, patch_size
+from nh2st_scverse.model import NH2ST, check_context
 from nh2st_scverse.nn import incidence
 from nh2st_scverse.pl._figure import finish
 from nh2st_scverse.train.spots import section_features
@@ -34,6 +35,7 @@ def neighbourhood(
     sdata: SpatialData,
     spot: str | None = None,
     *,
+    model: NH2ST | None = None,
     key: str = KEY,
     table_key: str | None = None,
     shapes_key: str | None = None,
@@ -51,6 +53,10 @@ def neighbourhood(
     averaged with the stroma beside it. They are found on the cached features of the images, whatever the network later
     makes of these.
 
+    With a `model` each patch says how much of the attention of the spot it gets, and the more it gets the wider is its
+    frame. This is what the network looked at (:meth:`nh2st_scverse.NH2ST.attention`), not what a patch did to
+    a gene: the same share each means that it took the mean of the neighbourhood.
+
     Parameters
     ----------
     sdata
@@ -58,8 +64,11 @@ def neighbourhood(
         :func:`nh2st_scverse.tl.predict_expression`.
     spot
         Name of the spot, of ``table.obs_names``. None: the one in the middle of the first section.
+    model
+        Draw its attention, and the patches and neighbours that it sees. The features in the table must be those of its
+        encoder, as ``nh.tl.predict_expression(sdata, model=model)`` leaves them there.
     key
-        Name under which predictions were written, which tells the size of a patch.
+        Name under which predictions were written, which tells the size of a patch where there is no `model`.
     table_key
         Table that annotates the spots. None: the only one.
     shapes_key
@@ -84,11 +93,13 @@ def neighbourhood(
     KeyError
         No such table, section or spot, or a table without features.
     ValueError
-        The spot lies outside the image, or the features are not finite.
+        The spot lies outside the image, or the features are not finite or not those of the `model`. A `model` that
+        predicts from the spot alone, as those of preset ``"paper"``, or whose encoder was trained with it.
 
     See Also
     --------
     check : where spots and patches lie.
+    nh2st_scverse.NH2ST.attention : the attention of all spots, as numbers.
 
     Examples
     --------
@@ -96,7 +107,14 @@ def neighbourhood(
     >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
     >>> nh.pl.neighbourhood(sdata)
+
+    What a model looks at:
+
+    >>> model = nh.tl.train(sdata, n_genes=30, max_epochs=3, progress=False)
+    >>> nh.pl.neighbourhood(sdata, model=model)
     """
+    if model is not None:
+        _check_model(model)
     found, sections = find_sections(
         sdata,
         table_key=table_key,
@@ -104,6 +122,7 @@ def neighbourhood(
         image_key=image_key,
         microns_per_pixel=microns_per_pixel,
         allow=ALLOWANCES,
+        n_nodes=N_NODES if model is None else model.config.n_nodes,
     )
     table = sdata.tables[found]
     if FEATURES not in table.obsm:
@@ -114,9 +133,16 @@ def neighbourhood(
     section, at = _find(table, sections, spot)
     if not section.usable[at]:
         raise ValueError(f"Spot {table.obs_names[section.rows[at]]!r} lies outside the image: it has no patch.")
-    patch_um, standardise, n_similar = what_the_model_saw(table, key, sections)
     section.features = np.asarray(table.obsm[FEATURES], dtype=np.float32)[section.rows]
+    attention = None
+    if model is None:
+        patch_um, standardise, n_similar = what_the_model_saw(table, key, sections)
+    else:
+        config = model.config
+        patch_um, standardise, n_similar = model.patch_um, config.standardise == "section", config.n_similar
+        attention = model.attention(section)[at][section.neighbours.mask[at]]
     around = look_around(section, at, patch_um, section_features(section, standardise), n_similar)
+    around = replace(around, attention=attention)
     fig, axes = plt.subplots(
         1, 3, figsize=figsize or (12.5, 4.2), dpi=dpi, layout="constrained", gridspec_kw={"width_ratios": [1, 1, 1.05]}
     )
@@ -134,6 +160,7 @@ class Around:
     patches: np.ndarray  # (k, PATCH_PX, PATCH_PX, 3) uint8
     patch_um: float
     edges: np.ndarray | None  # (k, k) nodes x hyperedges; None without features
+    attention: np.ndarray | None = None  # (k,) sums to 1; None without a model
 
 
 def what_the_model_saw(table: AnnData, key: str, sections: list[Section]) -> tuple[float, bool, int]:
@@ -142,6 +169,18 @@ def what_the_model_saw(table: AnnData, key: str, sections: list[Section]) -> tup
     config = json.loads(about["json"])["config"] if "json" in about else {}
     patch_um = float(about["patch_um"]) if "patch_um" in about else patch_size(sections)
     return patch_um, config.get("standardise", "section") == "section", int(config.get("n_similar", 3))
+
+
+def _check_model(model: NH2ST) -> None:
+    """Refuse what has no attention, or none that the features in a table could give."""
+    if not isinstance(model, NH2ST):
+        raise TypeError(f"Expected model= to be an NH2ST model, from nh.tl.train or NH2ST.load, found {model!r}.")
+    check_context(model)
+    if model.config.fine_tune:
+        raise ValueError(
+            "The encoder of this model was trained with it: it looks at patches, and the table holds no features of "
+            "it. Expected a model with fine_tune=False, or none."
+        )
 
 
 def look_around(
@@ -162,19 +201,24 @@ def look_around(
 def draw_around(axes: Sequence[Axes], around: Around, name: str) -> None:
     """The tissue, the patches, and on a third axes the hyperedges."""
     tissue, montage = axes[:2]
-    _draw_tissue(tissue, around.section, around.nodes, around.patch_um)
+    _draw_tissue(tissue, around)
     tissue.set_title(f"{name}  {around.section.name.removesuffix('_spots')}", fontsize="medium")
     gap = 6
     side = PATCH_PX + gap
-    n_rows = -(-N_NODES // N_COLUMNS)
+    n_rows = -(-max(N_NODES, len(around.nodes)) // N_COLUMNS)
     pixels = np.full((n_rows * side - gap, N_COLUMNS * side - gap, 3), 255, dtype=np.uint8)
     for i, patch in enumerate(around.patches):
         y, x = i // N_COLUMNS * side, i % N_COLUMNS * side
         pixels[y : y + PATCH_PX, x : x + PATCH_PX] = patch
         _number(montage, i, x + 0.12 * PATCH_PX, y + 0.14 * PATCH_PX)
+        if around.attention is not None:
+            _draw_share(montage, i, around.attention[i], _line_widths(around)[i], x, y)
     montage.imshow(pixels)
     montage.set_axis_off()
-    montage.set_title(f"patches of {around.patch_um:g} µm, by distance", fontsize="medium")
+    title = f"patches of {around.patch_um:g} µm, by distance"
+    if around.attention is not None:
+        title = f"attention to patches of {around.patch_um:g} µm ({100 / len(around.nodes):.0f} % if equal)"
+    montage.set_title(title, fontsize="medium")
     if around.edges is not None:
         _draw_hyperedges(axes[2], around.edges)
 
@@ -194,8 +238,10 @@ def _find(table: AnnData, sections: list[Section], spot: str | None) -> tuple[Se
     raise KeyError(f"Spot {spot!r} is in none of the sections {[section.name for section in sections]}.")
 
 
-def _draw_tissue(ax: Axes, section: Section, nodes: np.ndarray, patch_um: float) -> None:
+def _draw_tissue(ax: Axes, around: Around) -> None:
     """The H&E around the spot in µm from it, with a numbered frame round each patch."""
+    section, nodes, patch_um = around.section, around.nodes, around.patch_um
+    widths = _line_widths(around)
     xy = section.xy_um
     away = xy[nodes] - xy[nodes[0]]
     reach = float(np.abs(away).max() + 0.75 * patch_um)
@@ -210,12 +256,37 @@ def _draw_tissue(ax: Axes, section: Section, nodes: np.ndarray, patch_um: float)
                 patch_um,
                 fill=False,
                 edgecolor=OTHER if i else OWN,
-                linewidth=2.2 if i == 0 else 1.4,
+                linewidth=widths[i],
             )
         )
         _number(ax, i, x, y)
     ax.set(xlabel="µm from the spot", aspect="equal", xlim=(-reach, reach), ylim=(reach, -reach))
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _line_widths(around: Around) -> np.ndarray:
+    """Of the frames, in points: in proportion to the attention up to 8, 2 where all patches get the same."""
+    if around.attention is None:
+        return np.where(np.arange(len(around.nodes)) == 0, 2.2, 1.4)
+    return np.clip(2 * around.attention * len(around.nodes), 0.4, 8)
+
+
+def _draw_share(ax: Axes, i: int, share: float, width: float, x: float, y: float) -> None:
+    """The part of the attention that a patch gets in percent, and a frame as wide as that on the tissue."""
+    colour = OWN if i == 0 else OTHER
+    inside = 1.2 * width  # half of the line in pixels of the patch, at the usual size of the figure
+    side = PATCH_PX - 2 * inside
+    ax.add_patch(Rectangle((x + inside, y + inside), side, side, fill=False, edgecolor=colour, linewidth=width))
+    ax.text(
+        x + PATCH_PX - 8,
+        y + PATCH_PX - 8,
+        f"{100 * share:.0f} %",
+        color=colour,
+        ha="right",
+        va="bottom",
+        fontweight="bold",
+        path_effects=[withStroke(linewidth=3, foreground="white")],
+    )
 
 
 def _number(ax: Axes, i: int, x: float, y: float) -> None:

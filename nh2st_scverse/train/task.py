@@ -154,3 +154,9 @@ def predict_batch(member: Member, spots: Spots, batch: Tensor) -> Tensor:
     nodes = spots.nodes[batch]
     inputs, local = encode_once(member, spots, nodes)
     return member.predict(inputs, local, spots.mask[batch], spots.offsets[batch])
+
+
+def attend_batch(member: Member, spots: Spots, batch: Tensor) -> Tensor:
+    """Attention (B, K) of some spots to their nodes."""
+    inputs, local = encode_once(member, spots, spots.nodes[batch])
+    return member.attention(inputs, local, spots.mask[batch], spots.offsets[batch])

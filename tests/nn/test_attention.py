@@ -50,6 +50,29 @@ def test_equals_attention_written_out(layer: CrossAttention, tokens: tuple[torch
     assert torch.allclose(layer(kv, q), layer(kv, q, everything), atol=1e-6)
 
 
+def test_weights_are_those_that_the_values_are_added_up_with(
+    layer: CrossAttention, tokens: tuple[torch.Tensor, ...]
+) -> None:
+    kv, q, mask = tokens
+    weights = layer.weights(kv, q, mask)
+    assert weights.shape == (B, HEADS, N, M)
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(B, HEADS, N))
+    assert (weights.movedim(-1, 1)[~mask] == 0).all() and (weights.movedim(-1, 1)[mask] > 0).all()
+    queries, keys = layer.norm(q) @ layer.query.weight.T, layer.norm(kv) @ layer.key_value.weight[:E].T
+    size = E // HEADS
+    for i in range(B):
+        for head in range(HEADS):
+            at = slice(head * size, (head + 1) * size)
+            raised = torch.exp(queries[i, :, at] @ keys[i, :, at].T / size**0.5) * mask[i]
+            assert torch.allclose(weights[i, head], raised / raised.sum(dim=1, keepdim=True), atol=1e-5)
+
+    values = (layer.norm(kv) @ layer.key_value.weight[E:].T).unflatten(-1, (HEADS, size)).transpose(1, 2)
+    found: dict[str, torch.Tensor] = {}
+    layer.output.register_forward_pre_hook(lambda _, given: found.update(seen=given[0]))
+    layer(kv, q, mask)
+    assert torch.allclose(found["seen"], (weights @ values).transpose(1, 2).flatten(2), atol=1e-5)
+
+
 def test_masked_keys_have_no_influence(layer: CrossAttention, tokens: tuple[torch.Tensor, ...]) -> None:
     kv, q, mask = tokens
     changed = torch.where(mask[..., None], kv, 100 * torch.ones_like(kv))

@@ -74,6 +74,20 @@ def test_the_neighbourhood_reaches_the_prediction_only_in_default(batch: dict[st
         assert torch.equal(gap > 1e-4, has_neighbours)
 
 
+def test_a_spot_looks_at_nodes_that_exist_and_at_those_that_matter(batch: dict[str, torch.Tensor]) -> None:
+    net, mask = network(), batch["mask"]
+    images = net(**batch)
+    attention = net.looks_at(images, mask)
+    assert torch.allclose(attention.sum(dim=1), torch.ones(B)) and torch.equal(attention > 0, mask)
+    assert attention[-1, 0] == 1  # a spot without neighbours
+    assert attention[0].std() > 1e-3
+    query = torch.nn.functional.gelu(images.p0)[:, None]
+    heads = net.context.weights(kv=images.tokens, q=query, mask=mask)[:, :, 0]  # (B, heads, K)
+    assert torch.allclose(attention, (heads[:, 0] + heads[:, 1]) / 2)
+    with pytest.raises(ValueError, match=r"Preset 'paper' predicts from the spot alone: expected context=True"):
+        network("paper").looks_at(network("paper")(**batch), mask)
+
+
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_spots_of_a_batch_are_independent(batch: dict[str, torch.Tensor], preset: str) -> None:
     net = network(preset)

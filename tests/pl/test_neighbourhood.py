@@ -59,6 +59,56 @@ def test_without_a_name_the_spot_in_the_middle(featured):
     assert patches.get_title() == "patches of 75 µm, by distance"  # the default for this spacing
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """Two sections with features, and a model of six nodes that was trained on them."""
+    sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+    table = sdata["table"]
+    table.obsm["mine"] = np.random.default_rng(0).normal(size=(table.n_obs, 12)).astype(np.float32)
+    table.obsm["nh2st_features"] = table.obsm["mine"]  # where those of an encoder are left
+    settings = {"max_epochs": 2, "n_members": 1, "n_nodes": 6, "landmarks": 20, "embedding": 16}
+    return sdata, nh.tl.train(sdata, encoder=nh.encoders.Precomputed("mine"), n_genes=5, progress=False, **settings)
+
+
+def test_with_a_model_its_attention(trained, tmp_path):
+    sdata, model = trained
+    section = find_sections(sdata, n_nodes=6)[1][1]
+    section.features = sdata["table"].obsm["nh2st_features"][section.rows]
+    shares = model.attention(section)
+    at = int(np.nanargmax(shares.std(axis=1)))
+    name = sdata["table"].obs_names[section.rows[at]]
+    tissue, patches, _ = nh.pl.neighbourhood(sdata, name, model=model, save=tmp_path / "spot", return_ax=True)
+    shares = shares[at][section.neighbours.mask[at]]
+    assert patches.get_title() == f"attention to patches of 75 µm ({100 / len(shares):.0f} % if equal)"
+    labels = [text.get_text() for text in patches.texts if text.get_text().endswith("%")]
+    assert labels == [f"{100 * share:.0f} %" for share in shares]
+    numbers = [text.get_text() for text in patches.texts if not text.get_text().endswith("%")]
+    assert numbers == [str(i) for i in range(len(shares))]
+
+    # the frames in both panels are as wide as the attention says; those on the tissue are drawn from the last one on
+    widths = [frame.get_linewidth() for frame in patches.patches]
+    np.testing.assert_allclose(widths, 2 * len(shares) * shares, rtol=1e-5)
+    np.testing.assert_allclose([frame.get_linewidth() for frame in tissue.patches[::-1]], widths)
+    assert (tmp_path / "spot.png").stat().st_size > 0
+
+
+def test_models_without_attention_or_with_other_features(trained, featured):
+    sdata, model = trained
+    with pytest.raises(ValueError, match=r"found 8 in section .*nh\.tl\.predict_expression\(sdata, model=model\)"):
+        nh.pl.neighbourhood(featured, model=model)
+    with pytest.raises(TypeError, match=r"Expected model= to be an NH2ST model, .* found 'model'"):
+        nh.pl.neighbourhood(sdata, model="model")
+
+    def with_config(**changes):
+        return nh.NH2ST(**{**vars(model), "config": nh.nn.Config.preset(**changes)})
+
+    with pytest.raises(ValueError, match="preset 'paper' predicts from the spot alone"):
+        nh.pl.neighbourhood(sdata, model=with_config(name="paper"))
+    with pytest.raises(ValueError, match="The encoder of this model was trained with it: it looks at patches"):
+        nh.pl.neighbourhood(sdata, model=with_config(fine_tune=True))
+    assert not plt.get_fignums()
+
+
 def test_wrong_arguments(two, featured):
     with pytest.raises(KeyError, match=r"No spot 'nonsense' in the table\. It has \d+ spots, e\.g\."):
         nh.pl.neighbourhood(featured, "nonsense")
