@@ -39,10 +39,11 @@ from nh2st_scverse.data.features import encode
 from nh2st_scverse.data.patches import batches, cut
 from nh2st_scverse.data.section import Section, find_sections
 from nh2st_scverse.io._section import CHUNK, _pyramid
+from nh2st_scverse.nn import Config
 
 MICRONS = 0.5  # per pixel
 TISSUE = 0.30  # of the slide
-FIELDS = (1.0, 2.5)
+FIELDS = Config().fields
 PATCH = 75.0
 SMALL = 56  # px of the patches for the straight line: 100,000 spots in minutes
 GENES, PANEL = 18_000, 300  # of a table of bins, and those of them that features tell
