@@ -79,7 +79,7 @@ def test_cross_fitting_writes_what_it_says_and_nothing_else(
     described = json.loads(about["json"])
     assert set(described["genes"]) == set(table.var_names[chosen])
     assert described["config"]["embedding"] == 32
-    assert table.obsm["nh2st_features"].shape == (table.n_obs, 2 * 15)
+    assert table.obsm["nh2st_features"].shape == (table.n_obs, 15 * len(Config().fields))
 
 
 def test_the_panel_has_the_size_that_was_asked_for(two: SpatialData, quick: dict[str, Any]) -> None:
@@ -340,7 +340,7 @@ def test_several_objects_with_sections_of_the_same_name(
     model = nh.tl.train(objects, groups=["p1", "p2"], **quick)
     assert model.trained_on == {"section_0_spots": "p1", "1:section_0_spots": "p2"}
     n = quick["encoder"].n_patches
-    assert n == 2 * sum(o.tables["table"].n_obs for o in objects)
+    assert n == len(Config().fields) * sum(o.tables["table"].n_obs for o in objects)
     nh.tl.train(objects, **quick)
     assert quick["encoder"].n_patches == n  # cached in both
     named = nh.tl.train({"a": objects[0], "b": objects[1]}, groups={"a": "x", "b": "y"}, **quick)
