@@ -185,9 +185,10 @@ def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
         script = folder / "train.py"
         root = str(Path(nh.__file__).parents[1])
         script.write_text(SCRIPT.format(root=root, folder=str(folder), options=options))
-        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, cwd=folder)
-        assert done.returncode == 0, done.stderr
-        return nh.NH2ST.load(folder / "model"), done.stderr
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=300, cwd=folder)
+        said = done.stderr.decode()  # not text=True, for which each "\r" of a bar begins a line
+        assert done.returncode == 0, said
+        return nh.NH2ST.load(folder / "model"), said
 
     one, _ = run("one", {"accumulate_grad_batches": 2})
     two, said = run("two", {"devices": 2, "strategy": "ddp"})
