@@ -87,9 +87,6 @@ def draw_ready(sdata: SpatialData, section: Section) -> Picture:
     seen = section.usable if section.usable.any() else np.ones(len(xy), dtype=bool)
     margin = radius[seen].max() + section.spacing_um
     low, high = xy[seen].min(axis=0) - margin, xy[seen].max(axis=0) + margin  # x, y
-    size = np.array(full.size) * microns  # no white beyond the image, unless a spot lies there
-    low = np.maximum(low, np.minimum(0, (xy - radius[:, None])[seen].min(axis=0)))
-    high = np.minimum(high, np.maximum(size, (xy + radius[:, None])[seen].max(axis=0)))
 
     pixels, extent = read_window(geometry, low, high)
     return Picture(
