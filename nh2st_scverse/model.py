@@ -22,7 +22,7 @@ from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._torch import trunk_of
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.checkpoint import claim, data_hash
-from nh2st_scverse.train.fit import Interrupted, fit_member, refit_ridge, seeded
+from nh2st_scverse.train.fit import Interrupted, fit_member, refit_ridges, seeded
 from nh2st_scverse.train.folds import make_folds
 from nh2st_scverse.train.scores import gene_pearson, nanmean
 from nh2st_scverse.train.spots import Spots, stack
@@ -240,20 +240,18 @@ class NH2ST:
                     raise
                 rows, stopped = [], True
             if rows:
-                if config.ridge:
-                    refit_ridge(member, sections, seed=seed + i)
                 members.append(member)
                 history.append(pd.DataFrame(rows).assign(member=i, held_out=fold.name))
                 for (at, spots), values in zip(fold.held_out, held_out, strict=True):
                     predicted[at][spots] = values
-                    apart[at][spots] = (
-                        fold.apart
-                    )  # a margin that had to shrink decides when to stop, but scores nothing
+                    apart[at][spots] = fold.apart  # a margin that had to shrink stops a member, but scores nothing
             if stopped:
                 logger.warning(
                     "Interrupted: the model is made of the %d of %d members so far.", len(members), len(folds)
                 )
                 break
+        if config.ridge:
+            refit_ridges(members, sections, seed=seed)
 
         per_section, pairs = [], []
         for section, values, honest in zip(sections, predicted, apart, strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nh2st_scverse.encoders._base import Encoder
 
+AT_ONCE = 2  # patches on a CPU: the layers of more are so large that the system clears their memory anew each time
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -52,9 +53,13 @@ class TorchEncoder:
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Encode (n, input_size, input_size, 3) uint8 into (n, dim) float32."""
+        given = torch.from_numpy(np.ascontiguousarray(patches))
+        parts = []
         with torch.inference_mode():
-            found = self.frozen(as_images(torch.from_numpy(np.ascontiguousarray(patches)).to(self.device)))
-            return (found.mean(dim=(2, 3)) if found.dim() == 4 else found).float().cpu().numpy()
+            for some in given.split(AT_ONCE) if self.device.type == "cpu" else [given]:
+                found = self.frozen(as_images(some.to(self.device)))
+                parts.append((found.mean(dim=(2, 3)) if found.dim() == 4 else found).float().cpu())
+        return torch.cat(parts).numpy()
 
     def trunk(self) -> Trunk:
         """A copy of the network on the CPU, to be trained."""

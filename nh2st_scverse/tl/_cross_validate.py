@@ -18,8 +18,8 @@ from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.nn import Config
 from nh2st_scverse.tl import _baselines
+from nh2st_scverse.tl._cross_fit import fields_that_fit, outer_folds
 from nh2st_scverse.tl._evaluate import SCORES, ceilings
-from nh2st_scverse.tl._predict import fields_that_fit, outer_folds
 from nh2st_scverse.tl._prepare import add_expression, add_images, collect, fit_stain, leave_features
 from nh2st_scverse.tl._splits import outer_groups
 from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder, fit

@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from nh2st_scverse.train.task import CHUNK, Task
 PENALTIES = 10.0 ** np.arange(-3, 4.5, 0.5)  # as parts of the mean eigenvalue
 FLAT = 1e-3  # of the largest: features that vary less are constant but for rounding
 ENOUGH = 50_000  # spots that tell a closed form what it can learn
-MOST = 1000  # spots on which the components of a trunk's features are found
+FIRST = 1000  # spots on which the components of a trunk's features are found
+PAIRED = 1000  # landmarks whose distances to each other tell the width of the kernel
 
 
 class Interrupted(Exception):
@@ -168,7 +170,7 @@ def _prepare(spots: Spots, config: Config, trunk: nn.Module | None, accelerator:
 
 def _first_features(trunk: nn.Module, spots: Spots, ready: Tensor, config: Config, accelerator: str) -> Tensor:
     """Features (n, F) of some training spots before the trunk is trained: its components are found on them."""
-    some = ready[torch.randperm(len(ready))[: MOST if config.n_components else 1]]
+    some = ready[torch.randperm(len(ready))[: FIRST if config.n_components else 1]]
     device = pick_device("cpu" if accelerator == "cpu" else "auto")
     trunk.to(device).eval()
     with torch.no_grad():
@@ -213,17 +215,17 @@ def _fit_ridge(member: Member, spots: Spots, held: Spots, wanted: Tensor) -> Non
     member.ridge, member.penalty = weights[best] @ genes.T, float(PENALTIES[best])
 
 
-def refit_ridge(member: Member, sections: Sequence[Section], *, seed: int = 0) -> None:
-    """Fit the ridge of a trained member again on all sections, with the penalty found on the held-out ones.
+def refit_ridges(members: Sequence[Member], sections: Sequence[Section], *, seed: int = 0) -> None:
+    """Fit the ridge of trained members again on all sections, with the penalty found on the held-out ones.
 
     Closed form does not overfit by going on too long: once its penalty is known, no tissue need be kept from it.
     """
-    spots = stack(sections, standardise=member.config.standardise == "section")
-    with seeded(seed), threads(1):
-        if member.projection is not None:
-            spots.inputs = member.projection(spots.inputs)
-        weights, genes = _closed_form(member, spots, [member.penalty])
-        member.ridge = weights[0] @ genes.T
+    spots = stack(sections, standardise=members[0].config.standardise == "section")
+    for i, member in enumerate(members):
+        with seeded(seed + i), threads(1):
+            inputs = spots.inputs if member.projection is None else member.projection(spots.inputs)
+            weights, genes = _closed_form(member, replace(spots, inputs=inputs), [member.penalty])
+            member.ridge = weights[0] @ genes.T
 
 
 def _closed_form(member: Member, spots: Spots, penalties: Iterable[float]) -> tuple[Tensor, Tensor]:
@@ -255,7 +257,7 @@ def _fit_kernel(member: Member, spots: Spots, ready: Tensor) -> Tensor:
     """Choose landmarks and the width of the kernel; a matrix (M, M') that gives the likenesses unit covariance."""
     some = ready[torch.randperm(len(ready))[: member.config.landmarks]]
     member.landmarks = ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some])
-    apart = torch.pdist(member.landmarks[:MOST])
+    apart = torch.pdist(member.landmarks[:PAIRED])
     member.width = apart.median() if apart.any() else torch.ones(())
     values, vectors = torch.linalg.eigh(gaussian_kernel(member.landmarks, member.landmarks, member.width).double())
     kept = values > 1e-6 * values.max()

@@ -1,10 +1,12 @@
 """What is each part of the default model worth? One lever at a time, on sections that were not trained on.
 
-    python tests/benchmarks/ablation.py                              # three data sets, two seeds: an hour on two cores
-    python tests/benchmarks/ablation.py her2st --seeds 0 1 2 --out levers.csv
+    python tests/benchmarks/ablation.py                              # all data sets, two seeds: hours on two cores
+    python tests/benchmarks/ablation.py her2st mob --seeds 0 --out levers.csv
 
 Needs the folder of real sections (NH2ST_DATA, else ../shared/data). Data sets and held-out groups are those of
-``accuracy.py``. Each model has one network instead of three, for time; that costs all of them alike.
+``accuracy.py``. Every field of view is encoded once, and each lever is given its part of the features; blocks of colon
+keep the margin of the widest field of the default whatever the lever. Each model has one network instead of three, for
+time; that costs all of them alike.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from accuracy import DATASETS
+from spatialdata import SpatialData
 
 import nh2st_scverse as nh
 from nh2st_scverse.metrics import bootstrap
@@ -36,6 +41,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "no neighbour contrast": {"neighbour_contrast": 0.0},
     "no contrast": {"query_contrast": 0.0, "neighbour_contrast": 0.0},
     "no cross-attention to the spots around": {"context": False},
+    "none of these": {"n_similar": 0, "query_contrast": 0.0, "neighbour_contrast": 0.0, "context": False},
     # what goes beyond it
     "no Pearson loss": {"pearson": 0.0},
     "network alone": {"ridge": 0.0},
@@ -47,44 +53,81 @@ LEVERS: dict[str, dict[str, Any]] = {
     "four fields of view": {"fields": (1.0, 0.5, 2.5, 6.0)},
     "features as they come": {"standardise": "none"},
     "smoothed target": {"smooth": True},
+    "none beyond it": {"pearson": 0.0, "ridge": 0.0, "fields": (1.0,), "standardise": "none"},
 }
-SMALL = ("her2st", "mob", "kidneyorganoid")
+USED = nh.nn.Config().fields
+EXTRA = (0.5,)  # fields of view that a lever wants beside these
 
 
-def run(data: Path, dataset: str, lever: str, seed: int, cache: Path | None = None) -> pd.DataFrame:
+@lru_cache(maxsize=1)
+def encoded(data: Path, dataset: str, cache: Path) -> tuple[dict[str, SpatialData], dict[str, str] | None, float]:
+    """Sections with the features of all fields of view, their groups, and the side of a patch in µm."""
+    objects, groups = DATASETS[dataset](data)
+    short = {"n_members": 1, "max_epochs": 1, "ridge": 0.0, "n_genes": 10}  # trained for its encoding only
+    options = {"groups": groups, "allow": "coarse", "progress": False, "cache_dir": cache / dataset}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in objects}
+    for fields in (USED, EXTRA):
+        model = nh.tl.train(objects, fields=fields, **options, **short)
+        for name, sdata in objects.items():
+            table = sdata.tables["table"]
+            found[name].append(table.obsm["nh2st_features"].reshape(table.n_obs, len(fields), -1))
+    for name, sdata in objects.items():
+        sdata.tables["table"].obsm["every_field"] = np.concatenate(found[name], axis=1)
+    return objects, groups, model.patch_um
+
+
+def encode(data: Path, dataset: str, cache: Path) -> None:
+    """Leave the features in the cache."""
+    warnings.simplefilter("ignore")
+    encoded(data, dataset, cache)
+
+
+def run(data: Path, dataset: str, lever: str, seed: int, cache: Path) -> pd.DataFrame:
     """Mean Pearson over all genes, against the unsmoothed target, of each held-out section."""
     warnings.simplefilter("ignore")  # of the readers: gene names, transformations
     logging.getLogger("nh2st_scverse").setLevel("ERROR")
-    objects, groups = DATASETS[dataset](data)
-    settings = {"n_members": 1} | LEVERS[lever]
+    objects, groups, patch_um = encoded(data, dataset, cache)
+    settings = {"n_members": 1, "fields": USED} | LEVERS[lever]
+    wanted = [(*USED, *EXTRA).index(field) for field in settings.pop("fields")]
+    for sdata in objects.values():
+        table = sdata.tables["table"]
+        table.obsm["wanted"] = table.obsm["every_field"][:, wanted].reshape(table.n_obs, -1)
     scores = nh.tl.cross_validate(
         objects,
         groups=groups,
         baselines=(),
+        encoder="precomputed:wanted",
+        fields=(1.0,),
+        patch_um=patch_um * max(USED),
         seed=seed,
-        allow="coarse",
+        allow=("coarse", "off_tissue"),
         progress=False,
-        cache_dir=cache and cache / dataset,
         **settings,
     )
-    pearson = scores.query("metric == 'pearson'").fillna({"value": 0.0}).groupby("section")["value"].mean()
+    pearson = scores.query("metric == 'pearson'").fillna({"value": 0.0}).groupby(["fold", "section"])["value"].mean()
     about = {"dataset": dataset, "lever": lever, "seed": seed}
     return pearson.rename("pearson").reset_index().assign(**about)
 
 
 def run_all(
-    data: Path, datasets: tuple[str, ...] = SMALL, seeds: tuple[int, ...] = (0, 1), workers: int = 2
+    data: Path,
+    datasets: Sequence[str] = tuple(DATASETS),
+    seeds: Sequence[int] = (0, 1),
+    workers: int = 2,
+    cache: Path | None = None,
 ) -> pd.DataFrame:
-    """Every lever on every data set and seed, some at a time in processes of their own."""
+    """Score every lever on every data set and seed, some at a time in processes of their own."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that follow
     parts = []
     with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        cache = cache or Path(folder)
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for _ in pool.map(partial(encode, data, cache=cache), datasets):
+                pass
             tasks = [
-                pool.submit(run, data, dataset, lever, seed, Path(folder))
-                for seed in seeds
+                pool.submit(run, data, dataset, lever, seed, cache)
                 for dataset in datasets
+                for seed in seeds
                 for lever in LEVERS
             ]
             for done in as_completed(tasks):
@@ -94,20 +137,20 @@ def run_all(
                 print(told, file=sys.stderr, flush=True)
     order = {name: i for i, name in enumerate(LEVERS)}
     return pd.concat(parts, ignore_index=True).sort_values(
-        ["dataset", "lever", "seed", "section"], key=lambda c: c.map(order) if c.name == "lever" else c
+        ["dataset", "lever", "seed", "fold", "section"], key=lambda c: c.map(order) if c.name == "lever" else c
     )
 
 
 def table(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean Pearson of each lever and data set, and the difference to the default with a 95 % interval.
 
-    Seeds are averaged; the interval resamples the held-out sections of all data sets together.
+    Seeds are averaged; the interval resamples the held-out sections (blocks of colon) of all data sets together.
     """
     means = scores.groupby(["lever", "dataset"], sort=False)["pearson"].mean().unstack()
-    wide = scores.pivot_table(index=["dataset", "section", "seed"], columns="lever", values="pearson")
+    wide = scores.pivot_table(index=["dataset", "fold", "section", "seed"], columns="lever", values="pearson")
     rows = {}
     for lever in means.index:
-        difference = (wide[lever] - wide[DEFAULT]).groupby(level=["dataset", "section"]).mean()
+        difference = (wide[lever] - wide[DEFAULT]).groupby(level=["dataset", "fold", "section"]).mean()
         drawn = bootstrap(difference.to_numpy()[:, None], columns=False)
         low, high = np.quantile(drawn, [0.025, 0.975])
         rows[lever] = {"to the default": difference.mean(), "low": low, "high": high}
@@ -117,10 +160,13 @@ def table(scores: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     """Run the levers, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", default=SMALL, metavar="dataset", help=f"some of {', '.join(DATASETS)}")
+    parser.add_argument(
+        "datasets", nargs="*", default=list(DATASETS), metavar="dataset", help=f"some of {', '.join(DATASETS)}"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data", type=Path, help="folder of the real sections")
+    parser.add_argument("--cache", type=Path, help="folder for the features, so that a second run need not encode")
     parser.add_argument("--out", type=Path, help="CSV of the score of every lever, section and seed")
     given = parser.parse_args()
     unknown = [name for name in given.datasets if name not in DATASETS]
@@ -130,7 +176,7 @@ def main() -> None:
     data = given.data or Path(os.environ.get("NH2ST_DATA", root.parent / "shared" / "data"))
     if not data.is_dir():
         parser.error(f"no real sections at {data}: pass --data or set NH2ST_DATA")
-    scores = run_all(data, tuple(given.datasets), tuple(given.seeds), given.workers)
+    scores = run_all(data, tuple(given.datasets), tuple(given.seeds), given.workers, given.cache)
     if given.out:
         scores.to_csv(given.out, index=False)
     pd.set_option("display.width", 240, "display.max_columns", 40)

@@ -19,7 +19,7 @@ from nh2st_scverse._constants import LOG_UNIT
 from nh2st_scverse.data.expression import measured
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._predict import fields_that_fit, outer_folds
+from nh2st_scverse.tl._cross_fit import fields_that_fit, outer_folds
 from nh2st_scverse.tl._prepare import add_expression, collect
 
 WRITTEN = {
