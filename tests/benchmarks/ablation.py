@@ -6,7 +6,7 @@
 Needs the folder of real sections (NH2ST_DATA, else ../shared/data). Data sets and held-out groups are those of
 ``accuracy.py``. Every field of view is encoded once, and each lever is given its part of the features; blocks of colon
 keep the margin of the widest field of the default whatever the lever. Each model has one network instead of three, for
-time; that costs all of them alike.
+time; that costs all of them alike. What ``--cache`` keeps is of one version of the model: empty it after a change.
 """
 
 from __future__ import annotations
@@ -84,6 +84,9 @@ def encode(data: Path, dataset: str, cache: Path) -> None:
 
 def run(data: Path, dataset: str, lever: str, seed: int, cache: Path) -> pd.DataFrame:
     """Mean Pearson over all genes, against the unsmoothed target, of each held-out section."""
+    done = cache / dataset / "levers" / f"{lever}, seed {seed}.csv"
+    if done.exists():
+        return pd.read_csv(done)
     warnings.simplefilter("ignore")  # of the readers: gene names, transformations
     logging.getLogger("nh2st_scverse").setLevel("ERROR")
     objects, groups, patch_um = encoded(data, dataset, cache)
@@ -106,7 +109,10 @@ def run(data: Path, dataset: str, lever: str, seed: int, cache: Path) -> pd.Data
     )
     pearson = scores.query("metric == 'pearson'").fillna({"value": 0.0}).groupby(["fold", "section"])["value"].mean()
     about = {"dataset": dataset, "lever": lever, "seed": seed}
-    return pearson.rename("pearson").reset_index().assign(**about)
+    found = pearson.rename("pearson").reset_index().assign(**about)
+    done.parent.mkdir(exist_ok=True)
+    found.to_csv(done, index=False)
+    return found
 
 
 def run_all(
@@ -166,7 +172,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data", type=Path, help="folder of the real sections")
-    parser.add_argument("--cache", type=Path, help="folder for the features, so that a second run need not encode")
+    parser.add_argument(
+        "--cache", type=Path, help="folder for features and scores: a second run goes on where the first stopped"
+    )
     parser.add_argument("--out", type=Path, help="CSV of the score of every lever, section and seed")
     given = parser.parse_args()
     unknown = [name for name in given.datasets if name not in DATASETS]
