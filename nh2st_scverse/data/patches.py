@@ -22,6 +22,7 @@ from nh2st_scverse.data.geometry import Geometry, Level, apply_affine
 BLOCK = 2048  # px: patches are cut block by block of the image, so that neighbouring ones use the same pixels
 BATCH = 64  # patches
 HELD = 2**29  # bytes of pixels kept for later patches at most, however large the slide
+AT_ONCE = 2**27  # bytes of pixels read at a time: some readers decode the whole file for any part of it
 BACKGROUND = 255  # glass, beyond the border of the image
 
 T = TypeVar("T")
@@ -81,8 +82,8 @@ def batches(geometry: Geometry, spots: np.ndarray, *, size_um: float, size_px: i
 def cut(geometry: Geometry, work: Sequence[tuple[np.ndarray, float]], *, size_px: int) -> Iterator[np.ndarray]:
     """Cut batches of patches, each from the pyramid level that fits its size.
 
-    Every chunk of the image is read once, when the first patch needs it, and kept until the last one has it: several
-    fields of view that come from one level share its pixels.
+    Every chunk of the image is read once, some before the first patch needs them, and kept until the last one has it:
+    several fields of view that come from one level share its pixels.
 
     Parameters
     ----------
@@ -136,7 +137,7 @@ class Pixels:
         if self.lazy:
             self.edges = [np.cumsum((0, *sizes)) for sizes in self.image.data.chunks[:0:-1]]  # x, y
             self.held: dict[Chunk, np.ndarray] = {}
-            self.due: Counter[Chunk] = Counter()  # windows that each chunk is still needed for
+            self.due: Counter[Chunk] = Counter()  # windows that each chunk is still needed for, in the order of need
             for corners, side in windows:
                 self.due.update(chunk for chunks in self._under(corners, side) for chunk in chunks)
 
@@ -160,15 +161,32 @@ class Pixels:
             yield lambda i: read_pixels(self.image, corners[i], corners[i] + side)
             return
         under = self._under(corners, side)
-        lacking = [chunk for chunk in dict.fromkeys(c for chunks in under for c in chunks) if chunk not in self.held]
-        blocks = self.image.data.blocks
-        for chunk, pixels in zip(lacking, dask.compute(*(blocks[:, y, x] for x, y in lacking)), strict=True):
-            self.held[chunk] = to_uint8(pixels.transpose(1, 2, 0))
+        self._read([chunk for chunk in dict.fromkeys(c for chunks in under for c in chunks) if chunk not in self.held])
         yield lambda i: self._window(corners[i], side, under[i])
         self.due.subtract(chunk for chunks in under for chunk in chunks)
         self.held = {chunk: pixels for chunk, pixels in self.held.items() if self.due[chunk] > 0}
         while sum(pixels.nbytes for pixels in self.held.values()) > HELD:  # oldest first; read again if need be
             del self.held[next(iter(self.held))]
+
+    def _read(self, lacking: list[Chunk]) -> None:
+        """Read the chunks that a batch lacks, and with them those that come next."""
+        if not lacking:
+            return
+        size = sum(self._n_bytes(chunk) for chunk in lacking)
+        wanted = dict.fromkeys(lacking)
+        for chunk, n in self.due.items():
+            if n > 0 and chunk not in wanted and chunk not in self.held:
+                size += self._n_bytes(chunk)
+                if size > AT_ONCE:
+                    break
+                wanted[chunk] = None
+        blocks = self.image.data.blocks
+        for chunk, pixels in zip(wanted, dask.compute(*(blocks[:, y, x] for x, y in wanted)), strict=True):
+            self.held[chunk] = to_uint8(pixels.transpose(1, 2, 0))
+
+    def _n_bytes(self, chunk: Chunk) -> int:
+        width, height = (edges[at + 1] - edges[at] for edges, at in zip(self.edges, chunk, strict=True))
+        return int(3 * width * height)
 
     def _window(self, corner: np.ndarray, side: int, chunks: list[Chunk]) -> np.ndarray:
         window = np.full((side, side, 3), BACKGROUND, dtype=np.uint8)
@@ -239,8 +257,9 @@ def image_fingerprint(geometry: Geometry, order: np.ndarray, n_samples: int = 16
     level = geometry.levels[0]
     digest = hashlib.sha256(repr((level.size, np.round(geometry.microns_per_pixel, 6))).encode())
     centres = geometry.pixels()[order]
-    for x, y in centres[np.linspace(0, len(centres) - 1, n_samples).astype(int)]:
-        corner = np.round([x - side / 2, y - side / 2]).astype(int)
-        digest.update(read_pixels(level.array, corner, corner + side).tobytes())
+    corners = np.round(centres[np.linspace(0, len(centres) - 1, n_samples).astype(int)] - side / 2).astype(int)
+    with Pixels(level.array, [(corners, side)]).load(corners, side) as window:
+        for i in range(n_samples):
+            digest.update(window(i).tobytes())
     digest.update(thumbnail(geometry)[0].tobytes())
     return digest.hexdigest()[:16]

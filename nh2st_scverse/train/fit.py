@@ -25,6 +25,7 @@ from nh2st_scverse.nn.member import SOME, gaussian_kernel, ridge_inputs
 from nh2st_scverse.train.batches import Batches, InOrder
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.checkpoint import SaveEpochs
+from nh2st_scverse.train.memory import kept_memory
 from nh2st_scverse.train.scores import section_pearson
 from nh2st_scverse.train.spots import Spots, stack
 from nh2st_scverse.train.task import CHUNK, Task
@@ -123,7 +124,8 @@ def fit_member(
         ours = [KeepBest(wanted, on_epoch), *([SaveEpochs(checkpoint)] if checkpoint else [])]
         options["callbacks"] = [*ours, *([given] if isinstance(given, L.Callback) else given)]
         trainer = L.Trainer(**options)
-        with _compiled(member, config):
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        with _compiled(member, config), kept_memory(trunk is not None and on_cpu):
             stopped = _run(trainer, task, batches, InOrder(wanted, 512), checkpoint)
         best.restore(member)
         member.cpu().eval()
