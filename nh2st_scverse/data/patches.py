@@ -169,12 +169,12 @@ class Pixels:
             del self.held[next(iter(self.held))]
 
     def _read(self, lacking: list[Chunk]) -> None:
-        """Read the chunks that a batch lacks, and with them those that come next."""
+        """Read the chunks that a batch lacks and, but for the first, which is waited for, those that come next."""
         if not lacking:
             return
         size = sum(self._n_bytes(chunk) for chunk in lacking)
         wanted = dict.fromkeys(lacking)
-        for chunk, n in self.due.items():
+        for chunk, n in self.due.items() if self.held else ():
             if n > 0 and chunk not in wanted and chunk not in self.held:
                 size += self._n_bytes(chunk)
                 if size > AT_ONCE:

@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured (default: all)")
     parser.add_argument("--size", type=int, default=40_000, help="side of the slide in px (default: 40000)")
-    parser.add_argument("--patches", type=int, default=384, help="spots for the ratio with the default encoder")
+    parser.add_argument("--patches", type=int, default=1000, help="spots for the ratio with the default encoder")
     parser.add_argument("--spots", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--bins", type=int, nargs="+", default=[100_000, 500_000])
     parser.add_argument("--epochs", type=int, default=None, help="of the training on bins, for each member, at most")
