@@ -162,6 +162,37 @@ def test_only_what_is_needed_is_read() -> None:
     assert len(read) == 2
 
 
+def test_an_image_of_one_page_is_decoded_a_few_times_and_not_for_every_batch(fine: SpatialData) -> None:
+    """As spatialdata_io reads tissue.tif: every chunk, of every level, comes from one task that decodes the file."""
+    pixels = fine.images["section_0_image"]["scale0"]["image"].values
+    decoded = []
+
+    def page(block: np.ndarray) -> np.ndarray:
+        decoded.append(1)
+        return block
+
+    whole = da.from_array(pixels, chunks=pixels.shape).map_blocks(page, dtype=np.uint8, meta=np.empty((0, 0, 0), "u1"))
+    image = Image2DModel.parse(
+        whole.rechunk((3, 128, 128)),
+        dims=("c", "y", "x"),
+        scale_factors=[2, 2],
+        transformations={"section_0": Identity()},
+    )
+    one = SpatialData(images={"section_0_image": image}, shapes=dict(fine.shapes))
+    geometry = locate(one, "section_0_spots", microns_per_pixel=0.5)
+    spots = np.arange(len(geometry.coordinates))
+    decoded.clear()
+    list(
+        module.cut(
+            geometry, [(batch, 75 * field) for batch in np.array_split(spots, 12) for field in (1, 2)], size_px=64
+        )
+    )
+    assert len(decoded) <= 4
+    decoded.clear()
+    image_fingerprint(geometry, spots)
+    assert len(decoded) <= 2
+
+
 def test_fingerprint_of_an_image_follows_its_pixels_and_not_the_order_of_spots(fine: SpatialData) -> None:
     geometry = find_sections(fine)[1][0].geometry
     order = np.arange(len(geometry.coordinates))
