@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ class Picture:
     pixels: np.ndarray  # (h, w, 3) uint8
     extent: tuple[float, float, float, float]  # left, right, bottom, top of the pixels
     window: tuple[float, float, float, float]  # left, right, bottom, top of what is shown
+
+    @cached_property
+    def faint(self) -> np.ndarray:
+        """The pixels in grey, of half the side: what lies under spots is not looked at closely."""
+        height, width = (n - n % 2 for n in self.pixels.shape[:2])
+        return self.pixels[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3, 4))
 
     @property
     def aspect(self) -> float:
@@ -159,12 +166,12 @@ def tissue_panels(
 
 def draw_image(ax: Axes, picture: Picture, *, faint: bool = False, contrast: float = FAINTNESS) -> None:
     """The H&E; `faint` in grey of a low contrast, so that spots can be read on it."""
-    pixels = picture.pixels
-    if faint:
-        grey = pixels.mean(axis=2, keepdims=True)
-        pixels = np.broadcast_to(255 - (255 - grey) * contrast, pixels.shape).astype(np.uint8)
     left, right, bottom, top = picture.window
-    ax.imshow(pixels, extent=picture.extent, interpolation="antialiased")
+    if faint:
+        grey = 255 - (255 - picture.faint) * contrast
+        ax.imshow(grey, extent=picture.extent, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+    else:
+        ax.imshow(picture.pixels, extent=picture.extent, interpolation="antialiased")
     ax.set(xlim=(left, right), ylim=(bottom, top))
 
 
@@ -240,6 +247,7 @@ def draw_title(ax: Axes, text: str, *, inches: float = PANEL_INCHES, fontsize: s
     ax.set_title("\n".join(lines), fontsize=size * min(1.0, room / widest))
 
 
+@lru_cache(maxsize=1000)
 def text_inches(text: str, fontsize: float) -> float:
     """Width of a line of text whose font has this size in points."""
     return float(TextPath((0, 0), text, size=fontsize).get_extents().width) / 72
