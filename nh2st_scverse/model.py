@@ -430,10 +430,8 @@ class NH2ST:
         >>> bool((std > 0).all()), novelty.shape == (section.n_spots,)
         (True, True)
         """
-        if self.residuals is None:
-            raise ValueError(
-                "The model knows no residuals on held-out tissue: train it with this version, on several sections."
-            )
+        check_residuals(self)
+        assert self.residuals is not None
         novelty = np.full(section.n_spots, np.nan, dtype=np.float32)
         if self.novelty is not None and section.features is not None:
             novelty[section.usable] = self.novelty.score(section.features[section.usable])
@@ -663,6 +661,16 @@ def check_context(model: NH2ST) -> None:
         raise ValueError(
             f"A model of preset {model.config.name!r} predicts from the spot alone (context is False) and looks at no "
             "neighbours. Train one with nh.tl.train(sdata): context is True by default."
+        )
+
+
+def check_residuals(model: NH2ST) -> None:
+    """Raise ValueError for a model that cannot tell how far its predictions may be off."""
+    if model.residuals is None:
+        raise ValueError(
+            "The model knows no residuals on held-out tissue, from which uncertainty is told: its training sections "
+            "were one group and too small to hold a block out of them, or it was saved by an early version. Train it "
+            "on several groups (groups=), or without groups= so that every section is one."
         )
 
 

@@ -19,7 +19,7 @@ from nh2st_scverse.data.neighbours import interleave, thinned_neighbourhoods
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder, Precomputed, get
 from nh2st_scverse.encoders._torch import pick_device
-from nh2st_scverse.model import NH2ST
+from nh2st_scverse.model import NH2ST, check_residuals
 from nh2st_scverse.nn import Config
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
 from nh2st_scverse.tl._cross_fit import cross_fit
@@ -214,6 +214,8 @@ def _with_model(
     device: str,
     encoding: dict[str, Any],
 ) -> None:
+    if uncertainty:
+        check_residuals(model)
     used = encoder_of(model, encoder)
     annotated, new = sdata, None  # a grid that is made for a slide without spots
     if not _is_annotated(sdata, keys):

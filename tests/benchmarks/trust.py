@@ -50,7 +50,7 @@ def novel(sdata: SpatialData, model: nh.NH2ST) -> float:
     """Share of the spots that look unlike the training sections."""
     options = {"model": model, "uncertainty": True, "allow": ["coarse", "off_tissue"], "progress": False}
     nh.tl.predict_expression(sdata, table_added="predicted", **options)
-    return float((sdata.tables["predicted"].obs["nh2st_novelty"] > 1).mean())
+    return float((sdata.tables.pop("predicted").obs["nh2st_novelty"] > 1).mean())
 
 
 def repainted(sdata: SpatialData, change: Callable[[np.ndarray], np.ndarray]) -> SpatialData:
@@ -105,13 +105,15 @@ def main() -> None:
         for left_out in dict.fromkeys(group_of.values()):
             train = {key: sdata for key, sdata in objects.items() if group_of[key] != left_out}
             train_groups = {key: group_of[key] for key in train}
+            if len(set(train_groups.values())) == 1:  # one mouse: calibrated between its sections
+                train_groups = {key: key for key in train}
             model = nh.tl.train(train, groups=train_groups, allow="coarse", progress=False)
             for key in (k for k in objects if group_of[k] == left_out):
                 sdata = objects[key]
                 nh.tl.predict_expression(sdata, model=model, uncertainty=True, allow="coarse", progress=False)
                 rows[key] = coverage(sdata)
                 novelty[key] = {"as it is": novel(sdata, model)}
-            if not novelty[key].get("blurred") and len(novelty) == 1:  # strange copies of the first section
+            if left_out == next(iter(group_of.values())):  # strange copies of one section are enough
                 lines = nh.pp.check(sdata, allow="coarse")
                 scale = float(lines.loc[lines["check"] == "µm per pixel", "found"].iloc[0].split()[0])
                 for what, copy in strange(sdata, scale).items():

@@ -107,3 +107,16 @@ def test_a_slide_unlike_the_training_sections_is_warned_about(
     nh.tl.predict_expression(other, model=model, encoder=encoder, uncertainty=True, allow="off_tissue", progress=False)
     assert "look unlike the training sections" in caplog.text
     assert other["table"].obs["nh2st_novelty"].median() > 1
+
+
+def test_uncertainty_without_held_out_tissue_is_refused_before_any_work(
+    several: SpatialData, encoder: Any, small: dict[str, Any]
+) -> None:
+    settings = {"encoder": encoder, "n_genes": 10, "max_epochs": 1, "progress": False, **small}
+    model = nh.tl.train(several, **settings)
+    model.residuals = None  # as after training on one group of small sections
+    other = nh.datasets.synthetic(width_um=1200, seed=4)
+    with pytest.raises(ValueError, match="no residuals on held-out tissue.*several groups"):
+        nh.tl.predict_expression(other, model=model, encoder=encoder, uncertainty=True, progress=False)
+    assert not other["table"].layers
+    assert not [key for key in other["table"].obsm if key.startswith("nh2st")]
