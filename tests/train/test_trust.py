@@ -116,7 +116,7 @@ def test_uncertainty_without_held_out_tissue_is_refused_before_any_work(
     model = nh.tl.train(several, **settings)
     model.residuals = None  # as after training on one group of small sections
     other = nh.datasets.synthetic(width_um=1200, seed=4)
-    with pytest.raises(ValueError, match="no residuals on held-out tissue.*several groups"):
+    with pytest.raises(ValueError, match=r"no residuals on held-out tissue.*several groups"):
         nh.tl.predict_expression(other, model=model, encoder=encoder, uncertainty=True, progress=False)
     assert not other["table"].layers
     assert not [key for key in other["table"].obsm if key.startswith("nh2st")]
