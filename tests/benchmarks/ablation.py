@@ -119,6 +119,7 @@ def run_all(
     data: Path,
     datasets: Sequence[str] = tuple(DATASETS),
     seeds: Sequence[int] = (0, 1),
+    levers: Sequence[str] = tuple(LEVERS),
     workers: int = 2,
     cache: Path | None = None,
 ) -> pd.DataFrame:
@@ -134,7 +135,7 @@ def run_all(
                 pool.submit(run, data, dataset, lever, seed, cache)
                 for dataset in datasets
                 for seed in seeds
-                for lever in LEVERS
+                for lever in levers
             ]
             for done in as_completed(tasks):
                 parts.append(done.result())
@@ -184,7 +185,7 @@ def main() -> None:
     data = given.data or Path(os.environ.get("NH2ST_DATA", root.parent / "shared" / "data"))
     if not data.is_dir():
         parser.error(f"no real sections at {data}: pass --data or set NH2ST_DATA")
-    scores = run_all(data, tuple(given.datasets), tuple(given.seeds), given.workers, given.cache)
+    scores = run_all(data, tuple(given.datasets), tuple(given.seeds), workers=given.workers, cache=given.cache)
     if given.out:
         scores.to_csv(given.out, index=False)
     pd.set_option("display.width", 240, "display.max_columns", 40)
