@@ -463,7 +463,7 @@ def test_ctrl_c_in_a_terminal_returns_the_model(encoder: Any) -> None:
     try:
         assert process.stdout.readline() == "training\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert out == "members 1 epochs True\n"
