@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nh2st_scverse.encoders._base import Encoder
 
-AT_ONCE = 2  # patches on a CPU: the layers of more are so large that the system clears their memory anew each time
+AT_ONCE = 64  # patches that pass a network together when nothing is learnt
+AT_ONCE_ON_CPU = 2  # the layers of more are so large that the system clears their memory anew each time
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -56,7 +57,7 @@ class TorchEncoder:
         given = torch.from_numpy(np.ascontiguousarray(patches))
         parts = []
         with torch.inference_mode():
-            for some in given.split(AT_ONCE) if self.device.type == "cpu" else [given]:
+            for some in in_parts(given, self.device.type):
                 found = self.frozen(as_images(some.to(self.device)))
                 parts.append((found.mean(dim=(2, 3)) if found.dim() == 4 else found).float().cpu())
         return torch.cat(parts).numpy()
@@ -81,6 +82,11 @@ def trunk_of(encoder: Encoder) -> nn.Module:
 def as_images(patches: Tensor) -> Tensor:
     """Patches (n, side, side, 3) uint8 to images (n, 3, side, side) of 0 to 1."""
     return patches.permute(0, 3, 1, 2).float() / 255
+
+
+def in_parts(items: Tensor, device: str) -> tuple[Tensor, ...]:
+    """Patches, or their positions, in the parts that a device encodes best when nothing is learnt."""
+    return items.split(AT_ONCE_ON_CPU if device == "cpu" else AT_ONCE)
 
 
 def pick_device(device: str) -> str:

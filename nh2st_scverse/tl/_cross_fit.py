@@ -16,7 +16,7 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.metrics import pearson
-from nh2st_scverse.model import principal_genes
+from nh2st_scverse.model import NH2ST, principal_genes
 from nh2st_scverse.nn import Config
 from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain
 from nh2st_scverse.tl._train import choose_encoder, fit
@@ -40,14 +40,10 @@ def cross_fit(
     encoder: str | Encoder | None,
     patch_um: float | None,
     layer: str | None,
-    device: str,
     seed: int,
-    progress: bool,
-    cache_dir: str | Path | None,
-    client: Any,
     checkpoint_dir: str | Path | None,
-    resume: bool,
-    trainer_kwargs: dict[str, Any] | None,
+    encoding: dict[str, Any],
+    training: dict[str, Any],
 ) -> None:
     prepared = collect(sdata, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, **keys)
     if table_added is None:
@@ -64,24 +60,11 @@ def cross_fit(
     for i, before in enumerate(folds):
         if i == 0 or config.stain != "none":  # the colours are those of the training sections
             fit_stain(prepared, config, before.train)
-            add_images(prepared, config, used, progress=progress, cache_dir=cache_dir, client=client)
+            add_images(prepared, config, used, **encoding)
             ready, _ = outer_folds(prepared, config, seed)  # the same ones, now with features and expression
         fold = ready[i]
-        model = fit(
-            fold.train,
-            fold.train_groups,
-            panel,
-            config,
-            prepared,
-            used,
-            seed=seed,
-            device=device,
-            progress=progress,
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir) / f"fold_{i}",
-            resume=resume,
-            trainer_kwargs=trainer_kwargs,
-            name=f"without {fold.name} ({i + 1}/{len(folds)})",
-        )
+        given = fold.train_groups, panel, config, prepared, used
+        model = fit_fold(ready, i, *given, seed=seed, checkpoint_dir=checkpoint_dir, **training)
         if model.interrupted:
             go_on = f" Go on with resume=True, from {checkpoint_dir}." if checkpoint_dir is not None else ""
             raise KeyboardInterrupt(
@@ -116,6 +99,32 @@ def cross_fit(
         key_added,
         table_added,
         doubts,
+    )
+
+
+def fit_fold(
+    folds: Sequence[Fold],
+    i: int,
+    groups: Sequence[str],
+    panel: Sequence[str],
+    config: Config,
+    prepared: Prepared,
+    encoder: Encoder,
+    *,
+    checkpoint_dir: str | Path | None,
+    **training: Any,
+) -> NH2ST:
+    """Fit a model on the training sections of a fold, with checkpoints in a folder of its own."""
+    return fit(
+        folds[i].train,
+        groups,
+        panel,
+        config,
+        prepared,
+        encoder,
+        checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir) / f"fold_{i}",
+        name=f"without {folds[i].name} ({i + 1}/{len(folds)})",
+        **training,
     )
 
 

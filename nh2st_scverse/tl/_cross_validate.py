@@ -18,11 +18,11 @@ from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.nn import Config
 from nh2st_scverse.tl import _baselines
-from nh2st_scverse.tl._cross_fit import fields_that_fit, outer_folds
+from nh2st_scverse.tl._cross_fit import fields_that_fit, fit_fold, outer_folds
 from nh2st_scverse.tl._evaluate import SCORES, ceilings
 from nh2st_scverse.tl._prepare import add_expression, add_images, collect, fit_stain, leave_features
 from nh2st_scverse.tl._splits import outer_groups
-from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder, fit
+from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder
 
 
 def cross_validate(
@@ -129,6 +129,9 @@ def cross_validate(
         frozen = get()
         logger.info("NH2ST trains its encoder; the baselines use the frozen features of %r.", frozen.name)
     before, splits = outer_folds(outer, config, seed)
+    encoding: dict[str, Any] = {"progress": progress, "cache_dir": cache_dir, "client": client}
+    training: dict[str, Any] = {"seed": seed, "device": device, "progress": progress, "resume": resume}
+    training["trainer_kwargs"] = trainer_kwargs
     rows = []
     for i, split in enumerate(splits):
         honest = replace(config, smooth=False)
@@ -138,27 +141,14 @@ def cross_validate(
             add_expression(prepared, config, genes=panel, n_genes=None, layer=layer)
         if i == 0 or config.stain != "none":  # the colours are those of the training sections
             fit_stain(prepared, config, before[i].train)
-            encoding: dict[str, Any] = {"progress": progress, "cache_dir": cache_dir, "client": client}
             add_images(prepared, config, used, **encoding)
             if frozen is not used:
                 add_images(prepared, replace(config, fine_tune=False), frozen, **encoding)
-        fold = outer_folds(outer, config, seed)[0][i]  # the same one, now with features and expression
+        ready, _ = outer_folds(outer, config, seed)  # the same ones, now with features and expression
+        fold = ready[i]
         train_groups = [group_of[section.name] for section in fold.train]
-        model = fit(
-            fold.train,
-            train_groups,
-            panel,
-            config,
-            prepared,
-            used,
-            seed=seed,
-            device=device,
-            progress=progress,
-            checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir) / f"fold_{i}",
-            resume=resume,
-            trainer_kwargs=trainer_kwargs,
-            name=f"without {fold.name} ({i + 1}/{len(splits)})",
-        )
+        given = train_groups, panel, config, prepared, used
+        model = fit_fold(ready, i, *given, checkpoint_dir=checkpoint_dir, **training)
         if model.interrupted:
             raise KeyboardInterrupt("Cross-validation was interrupted.")
         held_out = [prepared.sections[at] for at, _ in fold.held_out]

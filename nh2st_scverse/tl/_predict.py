@@ -170,12 +170,12 @@ def predict_expression(
         elements = [name for _, name, _ in sdata.gen_elements()]
         if table_added in elements:
             raise ValueError(f"table_added={table_added!r} is there already, among {elements}: choose another name.")
+    encoding = {"progress": progress, "cache_dir": cache_dir, "client": client}
     if model is not None:
         given = {"groups": groups, "patch_um": patch_um, "layer": layer, "checkpoint_dir": checkpoint_dir, **settings}
         unused = [name for name, value in given.items() if value is not None]
         if unused:
             raise ValueError(f"{unused} belong to training and have no meaning with a model: pass them to nh.tl.train.")
-        encoding = {"progress": progress, "cache_dir": cache_dir, "client": client}
         _with_model(sdata, model, encoder, keys, key_added, table_added, uncertainty, device, encoding)
         return
     config = Config.preset(preset, **settings)
@@ -192,14 +192,10 @@ def predict_expression(
         encoder=encoder,
         patch_um=patch_um,
         layer=layer,
-        device=device,
         seed=seed,
-        progress=progress,
-        cache_dir=cache_dir,
-        client=client,
         checkpoint_dir=checkpoint_dir,
-        resume=resume,
-        trainer_kwargs=trainer_kwargs,
+        encoding=encoding,
+        training={"device": device, "progress": progress, "resume": resume, "trainer_kwargs": trainer_kwargs},
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nh2st_scverse._threads import threads
 from nh2st_scverse.data.section import Section
-from nh2st_scverse.encoders._torch import as_images, pick_device
+from nh2st_scverse.encoders._torch import as_images, in_parts, pick_device
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.nn.member import SOME, gaussian_kernel, ridge_inputs
 from nh2st_scverse.train.batches import Batches, InOrder
@@ -28,7 +28,7 @@ from nh2st_scverse.train.checkpoint import SaveEpochs
 from nh2st_scverse.train.memory import kept_memory
 from nh2st_scverse.train.scores import section_pearson
 from nh2st_scverse.train.spots import Spots, stack
-from nh2st_scverse.train.task import CHUNK, Task
+from nh2st_scverse.train.task import Task
 
 PENALTIES = 10.0 ** np.arange(-3, 4.5, 0.5)  # as parts of the mean eigenvalue
 FLAT = 1e-3  # of the largest: features that vary less are constant but for rounding
@@ -176,7 +176,7 @@ def _first_features(trunk: nn.Module, spots: Spots, ready: Tensor, config: Confi
     device = pick_device("cpu" if accelerator == "cpu" else "auto")
     trunk.to(device).eval()
     with torch.no_grad():
-        parts = [trunk(as_images(spots.inputs[at].to(device))).flatten(1).cpu() for at in some.split(CHUNK)]
+        parts = [trunk(as_images(spots.inputs[at].to(device))).flatten(1).cpu() for at in in_parts(some, device)]
     trunk.cpu().train()  # Lightning leaves the mode as it is
     return torch.cat(parts)
 

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nh2st_scverse.encoders._torch import as_images
+from nh2st_scverse.encoders._torch import as_images, in_parts
 from nh2st_scverse.nn import Member
 from nh2st_scverse.train.best import Best
 from nh2st_scverse.train.spots import Spots
-
-CHUNK = 64  # patches that pass the trunk together when nothing is learnt
 
 
 class Task(L.LightningModule):
@@ -114,8 +112,8 @@ def encode_once(
         return spots.inputs, nodes
     needed, local = nodes.unique(return_inverse=True)  # (U,), (B, K)
     # without gradients nothing need be kept: a few patches at a time
-    parts = [needed] if torch.is_grad_enabled() else needed.split(CHUNK)
     device = needed.device.type
+    parts = (needed,) if torch.is_grad_enabled() else in_parts(needed, device)
     found = []
     for some in parts:
         images = as_images(spots.inputs[some])

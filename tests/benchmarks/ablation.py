@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from accuracy import DATASETS
+from accuracy import DATASETS, checked_folder
 from spatialdata import SpatialData
 
 import nh2st_scverse as nh
@@ -95,9 +95,7 @@ def run(data: Path, dataset: str, lever: str, seed: int, cache: Path) -> pd.Data
     for sdata in objects.values():
         table = sdata.tables["table"]
         if settings.get("smooth") and "array_row" not in table.obs:
-            return (
-                pd.DataFrame()
-            )  # as published, the target is smoothed over the array, and this table does not know it
+            return pd.DataFrame()  # it is smoothed over the array, and there is none
         table.obsm["wanted"] = table.obsm["every_field"][:, wanted].reshape(table.n_obs, -1)
     scores = nh.tl.cross_validate(
         objects,
@@ -181,13 +179,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="CSV of the score of every lever, section and seed")
     given = parser.parse_args()
-    unknown = [name for name in given.datasets if name not in DATASETS]
-    if unknown:
-        parser.error(f"unknown data sets {unknown}; there are {list(DATASETS)}")
-    root = Path(__file__).resolve().parents[2]
-    data = given.data or Path(os.environ.get("NH2ST_DATA", root.parent / "shared" / "data"))
-    if not data.is_dir():
-        parser.error(f"no real sections at {data}: pass --data or set NH2ST_DATA")
+    data = checked_folder(parser, given, DATASETS)
     scores = run_all(data, tuple(given.datasets), tuple(given.seeds), workers=given.workers, cache=given.cache)
     if given.out:
         scores.to_csv(given.out, index=False)

@@ -14,7 +14,7 @@ import argparse
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import anndata as ad
@@ -110,6 +110,18 @@ def average(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pearson.sort_values("mean", ascending=False)
 
 
+def checked_folder(parser: argparse.ArgumentParser, given: argparse.Namespace, known: Collection[str]) -> Path:
+    """Folder of the real sections; ends the program when it or a data set that was asked for is not there."""
+    unknown = [name for name in given.datasets if name not in known]
+    if unknown:
+        parser.error(f"unknown data sets {unknown}; there are {list(known)}")
+    root = Path(__file__).resolve().parents[2]
+    data = Path(given.data or os.environ.get("NH2ST_DATA", root.parent / "shared" / "data"))
+    if not data.is_dir():
+        parser.error(f"no real sections at {data}: pass --data or set NH2ST_DATA")
+    return data
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", metavar="dataset", help=f"some of {', '.join(DATASETS)}; all by default")
@@ -121,13 +133,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--baselines", nargs="*", default=["mean", *SAME, *FIELD])
     given = parser.parse_args()
-    unknown = [name for name in given.datasets if name not in DATASETS]
-    if unknown:
-        parser.error(f"unknown data sets {unknown}; there are {list(DATASETS)}")
-    root = Path(__file__).resolve().parents[2]
-    data = given.data or Path(os.environ.get("NH2ST_DATA", root.parent / "shared" / "data"))
-    if not data.is_dir():
-        parser.error(f"no real sections at {data}: pass --data or set NH2ST_DATA")
+    data = checked_folder(parser, given, DATASETS)
 
     warnings.simplefilter("ignore")  # of the readers: gene names, transformations
     pd.set_option("display.width", 240, "display.max_columns", 40, "display.max_colwidth", 60)

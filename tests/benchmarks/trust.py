@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -88,13 +87,7 @@ def main() -> None:
     parser.add_argument("datasets", nargs="*", default=["her2st", "mob", "kidneyorganoid"], metavar="dataset")
     parser.add_argument("--data", type=Path, help="folder of the real sections")
     given = parser.parse_args()
-    unknown = [name for name in given.datasets if name not in OTHER]
-    if unknown:
-        parser.error(f"unknown data sets {unknown}; there are {list(OTHER)}")
-    root = Path(__file__).resolve().parents[2]
-    data = given.data or Path(os.environ.get("NH2ST_DATA", root.parent / "shared" / "data"))
-    if not data.is_dir():
-        parser.error(f"no real sections at {data}: pass --data or set NH2ST_DATA")
+    data = accuracy.checked_folder(parser, given, OTHER)
     warnings.simplefilter("ignore")
     logging.getLogger("nh2st_scverse").setLevel(logging.ERROR)
 

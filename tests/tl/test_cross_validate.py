@@ -9,7 +9,7 @@ from spatialdata import SpatialData
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.expression import log_normalise
-from nh2st_scverse.tl import _cross_validate, _retrieval
+from nh2st_scverse.tl import _cross_fit, _cross_validate, _retrieval
 
 METRICS = {"pearson", "spearman", "mse", "mae", "variance_ratio", "ssim"}
 
@@ -62,13 +62,13 @@ def test_several_groups_share_a_fold_but_not_a_validation(
 ) -> None:
     objects = {name: nh.datasets.synthetic(width_um=800, seed=i) for i, name in enumerate("abcd")}
     seen = []
-    fit = _cross_validate.fit
+    fit = _cross_fit.fit
 
     def spy(train: Any, groups: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append(list(groups))
         return fit(train, groups, *args, **kwargs)
 
-    monkeypatch.setattr(_cross_validate, "fit", spy)
+    monkeypatch.setattr(_cross_fit, "fit", spy)
     settings = quick | {"n_genes": 5}
     scores = nh.tl.cross_validate(objects, groups=list("abcd"), folds=2, baselines=[], **settings)
     folds = list(dict.fromkeys(scores["fold"]))
@@ -173,7 +173,7 @@ def test_nothing_that_predicts_has_seen_the_held_out_counts(
 def test_the_guard_notices_a_leak(
     two: SpatialData, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch, leak: str
 ) -> None:
-    add, fit = _cross_validate.add_expression, _cross_validate.fit
+    add, fit = _cross_validate.add_expression, _cross_fit.fit
     everything: list[Any] = []
 
     def leaky_add(prepared: Any, config: Any, **kwargs: Any) -> Any:
@@ -186,7 +186,7 @@ def test_the_guard_notices_a_leak(
         return fit(train, groups, *args, **kwargs)
 
     monkeypatch.setattr(_cross_validate, "add_expression", leaky_add)
-    monkeypatch.setattr(_cross_validate, "fit", leaky_fit)
+    monkeypatch.setattr(_cross_fit, "fit", leaky_fit)
     assert depends_on_held_out_counts(two, quick, monkeypatch)
 
 

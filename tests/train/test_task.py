@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nh2st_scverse.data.section import Section
+from nh2st_scverse.encoders import _torch
 from nh2st_scverse.encoders._torch import as_images
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train import fit, task
@@ -109,7 +110,7 @@ def test_prediction_takes_a_few_patches_at_a_time(tiny: tuple[Member, Spots], mo
     spots.offsets, batch = spots.offsets.float(), torch.arange(60)
     with torch.inference_mode():
         whole = predict_batch(member, spots, batch)
-        monkeypatch.setattr(task, "CHUNK", 7)
+        monkeypatch.setattr(_torch, "AT_ONCE_ON_CPU", 7)
         member.trunk.calls.clear()
         parts = predict_batch(member, spots, batch)
     assert max(member.trunk.calls) == 7
