@@ -21,9 +21,9 @@ from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.encoders._torch import trunk_of
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.fit import seeded
-from nh2st_scverse.train.trust import Novelty
+from nh2st_scverse.train.trust import Novelty, Residuals
 
-FORMAT = 2  # 1: its ridge was linear
+FORMAT = 3  # 2: residuals had no widths of intervals; 1: the ridge was linear, too
 FILES = ("model.json", "weights.safetensors", "history.csv")
 COMPONENTS, RESIDUALS, NOVELTY = "components", "residuals", "novelty"  # names among the weights
 KEPT = (  # attributes of a model that model.json holds under their own name
@@ -148,7 +148,7 @@ def read(folder: Path, encoder: str | Encoder | None) -> dict[str, Any]:
         "history": history,
         "scores": scores,
         "components": components.numpy(),
-        "residuals": None if residuals is None else residuals.numpy(),
+        "residuals": None if residuals is None else Residuals.of(residuals.numpy()),
         "novelty": Novelty.of(familiar) if familiar else None,
         **kept,
     }

@@ -27,7 +27,7 @@ from nh2st_scverse.train.folds import make_folds
 from nh2st_scverse.train.scores import gene_pearson, nanmean
 from nh2st_scverse.train.spots import Spots, stack
 from nh2st_scverse.train.task import attend_batch, predict_batch
-from nh2st_scverse.train.trust import Novelty, fit_spread, spread
+from nh2st_scverse.train.trust import Novelty, Residuals
 
 N_EMBEDDING = 50
 N_NAMED = 4  # genes and sections that a summary names
@@ -87,7 +87,7 @@ class NH2ST:
         history: pd.DataFrame,
         scores: pd.DataFrame,
         components: np.ndarray,
-        residuals: np.ndarray | None = None,
+        residuals: Residuals | None = None,
         novelty: Novelty | None = None,
         unit: str,
         patch_um: float,
@@ -107,7 +107,7 @@ class NH2ST:
         self.history = history
         self.scores = scores
         self.components = components  # (G, n) basis of the embedding
-        self.residuals = residuals  # (2, G) variance of the residuals over the prediction
+        self.residuals = residuals
         self.novelty = novelty
         self.unit = unit
         self.patch_um = patch_um
@@ -271,7 +271,7 @@ class NH2ST:
             history=table[first + [c for c in table.columns if c not in first]],
             scores=pd.DataFrame({"pearson": mean}, index=pd.Index(genes, name="gene")),
             components=principal_genes(everything),
-            residuals=fit_spread(*map(np.concatenate, zip(*pairs, strict=True))) if pairs else None,
+            residuals=Residuals.fit(*map(np.concatenate, zip(*pairs, strict=True))) if pairs else None,
             novelty=Novelty.fit(sections, groups, seed) if sections[0].patches is None else None,
             unit=unit,
             patch_um=patch_um,
@@ -407,8 +407,8 @@ class NH2ST:
         Returns
         -------
         Two arrays. (n_spots, n_genes): the standard deviation of the residuals on tissue that the members never saw, as
-        a function of the prediction. (n_spots,): the distance to the training spots, 1 where 5 % of these are farther
-        from those of other groups.
+        a function of the prediction. (n_spots,): how unlike the training tissue, 1 what 5 % of the spots of a training
+        group exceed when the other groups judge it.
 
         Raises
         ------
@@ -435,7 +435,7 @@ class NH2ST:
         novelty = np.full(section.n_spots, np.nan, dtype=np.float32)
         if self.novelty is not None and section.features is not None:
             novelty[section.usable] = self.novelty.score(section.features[section.usable])
-        return spread(self.residuals, predicted), novelty
+        return self.residuals.std(predicted), novelty
 
     def embed(self, predicted: np.ndarray) -> np.ndarray:
         """Project predictions on the axes along which those of the training sections vary.
@@ -515,7 +515,7 @@ class NH2ST:
         """
         arrays = {COMPONENTS: self.components}
         if self.residuals is not None:
-            arrays[RESIDUALS] = self.residuals
+            arrays[RESIDUALS] = self.residuals.array()
         if self.novelty is not None:
             arrays |= {f"{NOVELTY}.{name}": values for name, values in self.novelty.arrays().items()}
         folder = Path(path)

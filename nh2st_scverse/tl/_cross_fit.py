@@ -79,7 +79,7 @@ def cross_fit(
                 for whole, part in zip(doubts[at], model.uncertainty(section, found), strict=True):
                     whole[spots] = part[spots]
 
-    doubts = doubts if uncertainty else []
+    residuals = [model.residuals for model in models if model.residuals is not None]
     scores = held_out_pearson(prepared.sections, predicted)
     everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
     about = models[0].provenance() | {
@@ -98,7 +98,8 @@ def cross_fit(
         about,
         key_added,
         table_added,
-        doubts,
+        doubts if uncertainty else [],
+        np.mean([r.widths for r in residuals], axis=0) if uncertainty else None,
     )
 
 

@@ -118,9 +118,14 @@ def predict_expression(
         The patch of the spot reaches over the border of the image and is padded.
     ``table.obsm["X_" + key_added]``
         The predicted panel on the axes along which predictions vary, for ``sc.pp.neighbors(use_rep=...)``.
-    ``table.layers[key_added + "_std"]``, ``table.obs[key_added + "_novelty"]``
-        With `uncertainty`: standard deviation of each prediction, from the residuals on held-out tissue; distance of
-        the tissue of a spot to that of the training spots, where 1 is what 5 % of these exceed between groups.
+    ``table.layers[key_added + "_std"]``
+        With `uncertainty`: standard deviation of each prediction, from the residuals on held-out tissue.
+    ``table.var[key_added + "_z50"]``, ``"_z80"``, ``"_z95"``
+        With `uncertainty`: that many standard deviations on either side of a prediction hold 50, 80 and 95 % of the
+        measured values of held-out tissue.
+    ``table.obs[key_added + "_novelty"]``
+        With `uncertainty`: how unlike the training tissue a spot looks; 1 is what 5 % of the spots of a training group
+        exceed when the other groups judge it.
     ``table.uns[key_added]``
         Where the prediction comes from: flat values, and the rest as one JSON string.
     ``table.obsm["nh2st_features"]``, ``table.uns["nh2st_features"]``
@@ -246,12 +251,14 @@ def _with_model(
     doubts = [model.uncertainty(s, p) for s, p in zip(prepared.sections, predicted, strict=True)] if uncertainty else []
     scores = model.scores["pearson"].to_numpy()
     about = model.provenance() | {"cross_fitted": False}
+    widths = model.residuals.widths if uncertainty and model.residuals is not None else None
+    found = predicted, scores, model.components, about, key_added, table_added, doubts, widths
     if new is None:
-        write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added, doubts)
+        write(sdata, prepared, model.genes, *found)
         return
     add_grid(sdata, *new)
     try:
-        write(sdata, prepared, model.genes, predicted, scores, model.components, about, key_added, table_added, doubts)
+        write(sdata, prepared, model.genes, *found)
     except BaseException:
         del sdata.shapes[new[0]]
         raise

@@ -14,6 +14,7 @@ from spatialdata.models import TableModel
 
 from nh2st_scverse._logging import logger
 from nh2st_scverse.tl._prepare import Prepared, leave_features
+from nh2st_scverse.train.trust import LEVELS
 
 LARGEST = 2**34  # bytes of a layer
 
@@ -72,6 +73,7 @@ def write(
     key: str,
     table_added: str | None,
     doubts: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    widths: np.ndarray | None = None,
 ) -> None:
     """Write everything at once, after all that can fail."""
     table = prepared.tables[0]
@@ -87,6 +89,8 @@ def write(
     embedding = np.full((table.n_obs, components.shape[1]), np.nan, dtype=np.float32)
     embedding[rows] = values @ components
 
+    intervals = [f"{key}_z{100 * level:.0f}" for level in LEVELS]
+    of_genes = {f"{key}_pearson": scores} | ({} if widths is None else dict(zip(intervals, widths.astype(float), strict=True)))
     novelty = np.full(table.n_obs, np.nan, dtype=np.float32)
     if doubts:
         novelty[rows] = np.concatenate([novel for _, novel in doubts])
@@ -94,7 +98,7 @@ def write(
     if table_added is not None:
         attributes = table.uns["spatialdata_attrs"]
         obs = table.obs.iloc[rows].copy()
-        new = AnnData(values, obs=obs, var=pd.DataFrame({f"{key}_pearson": scores}, index=pd.Index(genes)))
+        new = AnnData(values, obs=obs, var=pd.DataFrame(of_genes, index=pd.Index(genes)))
         obs_regions = list(dict.fromkeys(obs[attributes["region_key"]].astype(str)))
         new.obs[attributes["region_key"]] = new.obs[attributes["region_key"]].astype(str).astype("category")
         new.obs[f"{key}_border"], new.obsm[f"X_{key}"], new.uns[key] = border[rows], embedding[rows], about
@@ -112,17 +116,22 @@ def write(
         known = columns >= 0
         layer = np.full(table.shape, np.nan, dtype=np.float32)
         layer[np.ix_(rows, columns[known])] = values[:, known]
-        trust = np.full(table.n_vars, np.nan)
-        trust[columns[known]] = scores[known]
         table.layers[key] = layer
         table.var[key] = np.isin(np.arange(table.n_vars), columns[known])
-        table.var[f"{key}_pearson"] = trust
         table.obs[f"{key}_border"] = border
         table.obsm[f"X_{key}"] = embedding
         table.uns[key] = about
-        for place, name in ((table.layers, f"{key}_std"), (table.obs, f"{key}_novelty")):
+        places = [
+            (table.layers, f"{key}_std"),
+            (table.obs, f"{key}_novelty"),
+            *((table.var, name) for name in intervals),
+        ]
+        for place, name in places:
             if name in place:  # of an earlier prediction
                 del place[name]
+        for name, of_known in of_genes.items():
+            table.var[name] = np.full(table.n_vars, np.nan)
+            table.var.iloc[columns[known], table.var.columns.get_loc(name)] = np.asarray(of_known)[known]
         if doubts:
             std = np.full(table.shape, np.nan, dtype=np.float32)
             std[np.ix_(rows, columns[known])] = np.concatenate([one for one, _ in doubts])[:, known]

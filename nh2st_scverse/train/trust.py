@@ -7,103 +7,113 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
+from scipy.stats import norm
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 from nh2st_scverse.data.section import Section
 
-N_COMPONENTS = 32
-N_REFERENCES = 1000  # spots of the training sections that are kept
-N_NEAREST = 5
-FAMILIAR = 0.95  # share of the training spots that are as near to those of other groups as a novelty of 1 says
-FLAT = 1e-3  # of the largest spread: features that vary less say nothing
+LEVELS = (0.5, 0.8, 0.95)  # shares of the measured values that intervals are told for
 LEAST = 1e-3  # of the variance of the gene: no prediction is certain
+N_COMPONENTS = 16
+N_SPOTS = 1000  # of the training sections that tell what is familiar
+FAMILIAR = 0.95  # share of a training group that is as near to the other groups as a novelty of 1 says
 
 
-def fit_spread(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Variance of the residuals of each gene as a straight line over its prediction: (2, G), intercept and slope.
+@dataclass(frozen=True)
+class Residuals:
+    """How far predictions are from the measured values of tissue that the predictors never saw.
 
-    Counts vary more where there are more of them, so the slope is not negative. `predicted` and `measured` (N, G) are
-    of spots that the predictors never saw.
+    The variance of a gene is a straight line over its prediction: counts vary more where there are more of them. How
+    wide an interval is in standard deviations is told by the residuals too, for those of sparse genes are not normal.
     """
-    squares = (measured - predicted) ** 2
-    least = LEAST * measured.var(axis=0) + 1e-9
-    found = np.empty((2, predicted.shape[1]))
-    for g, (p, s) in enumerate(zip(predicted.T, squares.T, strict=True)):
-        line = nnls(np.stack([np.ones_like(p), np.maximum(p, 0)], axis=1).astype(float), s.astype(float))[0]
-        variance = np.maximum(line[0] + line[1] * np.maximum(p, 0), least[g])
-        found[:, g] = line * np.mean(s / variance)  # standardised residuals: variance 1
-    found[0] = np.maximum(found[0], least)
-    return found.astype(np.float32)
+
+    line: np.ndarray  # (2, G) intercept and slope of the variance
+    widths: np.ndarray  # (3, G) standard deviations on either side that hold LEVELS of the measured values
+
+    @classmethod
+    def fit(cls, predicted: np.ndarray, measured: np.ndarray) -> Residuals:
+        """Learn from predictions and measured values (N, G) of held-out spots; the slope is not negative."""
+        squares = (measured - predicted) ** 2
+        least = LEAST * measured.var(axis=0) + 1e-9
+        line = np.empty((2, predicted.shape[1]))
+        for g, (p, s) in enumerate(zip(predicted.T, squares.T, strict=True)):
+            found = nnls(np.stack([np.ones_like(p), np.maximum(p, 0)], axis=1).astype(float), s.astype(float))[0]
+            variance = np.maximum(found[0] + found[1] * np.maximum(p, 0), least[g])
+            line[:, g] = found * np.mean(s / variance)  # standardised residuals: variance 1
+        line[0] = np.maximum(line[0], least)
+        away = np.sqrt(squares) / np.sqrt(_variance(line, predicted))
+        return cls(line.astype(np.float32), np.quantile(away, LEVELS, axis=0).astype(np.float32))
+
+    def std(self, predicted: np.ndarray) -> np.ndarray:
+        """Standard deviation (n, G) of predictions."""
+        return np.sqrt(_variance(self.line, predicted)).astype(np.float32)
+
+    def array(self) -> np.ndarray:
+        """What to keep of it: (5, G)."""
+        return np.concatenate([self.line, self.widths])
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Residuals:
+        """Read :meth:`array`; format 2 had the line alone, its intervals are those of a normal distribution."""
+        normal = np.broadcast_to(norm.ppf(0.5 + np.array(LEVELS) / 2)[:, None], (len(LEVELS), array.shape[1]))
+        return cls(array[:2], array[2:] if len(array) > 2 else normal.astype(np.float32))
 
 
-def spread(line: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Standard deviation (n, G) of predictions, from the line of :func:`fit_spread`."""
-    return np.sqrt(line[0] + line[1] * np.maximum(predicted, 0)).astype(np.float32)
+def _variance(line: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    return np.asarray(line[0] + line[1] * np.maximum(predicted, 0))
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """Distance of the features of a spot to those of training spots, in principal components of variance 1."""
+    """What the principal components of the training features leave unexplained of the features of a spot."""
 
     mean: np.ndarray  # (F,)
     matrix: np.ndarray  # (F, C)
-    references: np.ndarray  # (M, C)
-    scale: float  # distance that counts as 1
+    scale: float  # what counts as 1
 
     @classmethod
     def fit(cls, sections: Sequence[Section], groups: Sequence[str], seed: int = 0) -> Novelty:
-        """Learn what the training sections look like; spots of other groups tell how far apart like tissue may be."""
+        """Learn what the training sections look like; how unlike the others each group is tells what is familiar."""
         rng = np.random.default_rng(seed)
-        each = N_REFERENCES // len(sections)
         features, group = [], []
         for section, name in zip(sections, groups, strict=True):
             assert section.features is not None
-            usable = np.flatnonzero(section.usable)
-            chosen = rng.permutation(usable)[:each]
+            chosen = rng.permutation(np.flatnonzero(section.usable))[: N_SPOTS // len(sections)]
             features.append(section.features[chosen])
             group += [name] * len(chosen)
-        x = np.concatenate(features)
-        mean, std = x.mean(axis=0), x.std(axis=0)
-        weight = np.where(std > FLAT * std.max(), 1 / np.maximum(std, 1e-12), 0)
-        n = min(N_COMPONENTS, len(x) // 2, x.shape[1])
-        pca = PCA(n, svd_solver="randomized", random_state=seed).fit((x - mean) * weight)
-        variance = np.maximum(pca.explained_variance_, 1e-6 * pca.explained_variance_[0])
-        matrix = weight[:, None] * pca.components_.T / np.sqrt(variance)
-        points = (x - mean) @ matrix
-        names = np.array(group)
-        apart = np.concatenate(
-            [
-                _distance(points[names != name], points[names == name])
-                if (names != name).any()
-                else _distance(points, points, itself=True)
-                for name in np.unique(names)
-            ]
+        x, names = np.concatenate(features), np.array(group)
+        if len(set(group)) == 1:  # two halves judge each other: less strict than groups do
+            names = rng.permutation(np.arange(len(x)) % 2)
+        scale = max(
+            np.quantile(_unexplained(x[names == name], *_components(x[names != name], seed)), FAMILIAR)
+            for name in np.unique(names)
         )
-        mean, matrix, points = (v.astype(np.float32) for v in (mean, matrix, points))
-        return cls(mean, matrix, points, float(np.quantile(apart, FAMILIAR)))
+        return cls(*_components(x, seed), float(scale))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What to keep of it."""
-        return {
-            "mean": self.mean,
-            "matrix": self.matrix,
-            "references": self.references,
-            "scale": np.array([self.scale]),
-        }
+        return {"mean": self.mean, "matrix": self.matrix, "scale": np.array([self.scale])}
 
     @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> Novelty:
-        """Read :meth:`arrays`."""
-        return cls(arrays["mean"], arrays["matrix"], arrays["references"], float(arrays["scale"][0]))
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Novelty | None:
+        """Read :meth:`arrays`; that of format 2 noticed too little and is left out."""
+        if set(arrays) != {"mean", "matrix", "scale"}:
+            return None
+        return cls(arrays["mean"], arrays["matrix"], float(arrays["scale"][0]))
 
     def score(self, features: np.ndarray) -> np.ndarray:
-        """Novelty (n,) of spots: 1 is as far from the training spots as 5 % of these are from those of other groups."""
-        return _distance(self.references, (features - self.mean) @ self.matrix) / self.scale
+        """Novelty (n,) of spots: 5 % of the spots of the strangest training group have more than 1 for the others."""
+        return _unexplained(features, self.mean, self.matrix) / self.scale
 
 
-def _distance(references: np.ndarray, points: np.ndarray, *, itself: bool = False) -> np.ndarray:
-    """Mean distance (n,) to the nearest references."""
-    n = min(N_NEAREST + itself, len(references))
-    distance = NearestNeighbors(n_neighbors=n).fit(references).kneighbors(points)[0]
-    return np.asarray(distance[:, int(itself) :].mean(axis=1))
+def _components(x: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (F,) and principal components (F, C) of features (N, F)."""
+    n = min(N_COMPONENTS, len(x) // 2, x.shape[1] // 2)
+    pca = PCA(n, svd_solver="randomized", random_state=seed).fit(x)
+    return pca.mean_.astype(np.float32), np.ascontiguousarray(pca.components_.T, dtype=np.float32)
+
+
+def _unexplained(x: np.ndarray, mean: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Distance (n,) of features to the plane of the components."""
+    away = x - mean
+    return np.asarray(np.linalg.norm(away - away @ matrix @ matrix.T, axis=1))

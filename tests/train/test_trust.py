@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.section import Section
-from nh2st_scverse.train.trust import Novelty, fit_spread, spread
+from nh2st_scverse.train.trust import LEVELS, Novelty, Residuals
 
 
 def test_spread_is_found_where_the_truth_is_known() -> None:
@@ -20,21 +20,43 @@ def test_spread_is_found_where_the_truth_is_known() -> None:
     predicted = rng.uniform(0, 3, (4000, 3)).astype(np.float32)
     truth = np.stack([[0.2, 0.05, 0.4], [0.1, 0.5, 0.0]])
     measured = predicted + rng.normal(size=predicted.shape) * np.sqrt(truth[0] + truth[1] * predicted)
-    line = fit_spread(predicted[:2000], measured[:2000])
-    assert np.allclose(line, truth, atol=0.07)
-    z = (measured[2000:] - predicted[2000:]) / spread(line, predicted[2000:])
+    found = Residuals.fit(predicted[:2000], measured[:2000])
+    assert np.allclose(found.line, truth, atol=0.07)
+    z = (measured[2000:] - predicted[2000:]) / found.std(predicted[2000:])
     assert z.std(axis=0) == pytest.approx(np.ones(3), rel=0.05)
-    for level in (0.5, 0.8, 0.95):
-        covered = (np.abs(z) < norm.ppf(0.5 + level / 2)).mean(axis=0)
-        assert covered == pytest.approx(np.full(3, level), abs=0.03)
+    normal = norm.ppf(0.5 + np.array(LEVELS) / 2)
+    assert np.allclose(found.widths, normal[:, None], rtol=0.1)
+    for level, width in zip(LEVELS, found.widths, strict=True):
+        assert (np.abs(z) < width).mean(axis=0) == pytest.approx(np.full(3, level), abs=0.03)
+
+
+def test_intervals_hold_for_sparse_genes_too() -> None:
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(2, 0.1, (6000, 2))
+    measured, predicted = np.log1p(3 * rng.poisson(rate)), np.log1p(3 * rate) * 0.6  # nine of ten values are zero
+    found = Residuals.fit(predicted[:3000], measured[:3000])
+    away = np.abs(measured[3000:] - predicted[3000:]) / found.std(predicted[3000:])
+    assert (away < norm.ppf(0.75)).mean() > 0.6  # a normal distribution would be wrong
+    for level, width in zip(LEVELS, found.widths, strict=True):
+        assert (away < width).mean(axis=0) == pytest.approx(np.full(2, level), abs=0.03)
+
+
+def test_residuals_are_kept_and_those_of_earlier_versions_are_read() -> None:
+    rng = np.random.default_rng(0)
+    found = Residuals.fit(rng.normal(size=(50, 4)), rng.normal(size=(50, 4)))
+    again = Residuals.of(found.array())
+    assert np.array_equal(again.line, found.line) and np.array_equal(again.widths, found.widths)
+    earlier = Residuals.of(found.array()[:2])
+    assert np.array_equal(earlier.line, found.line)
+    assert np.allclose(earlier.widths, np.array([[0.674], [1.282], [1.960]]), atol=1e-3)
 
 
 def test_spread_is_never_zero() -> None:
     same = np.ones((20, 2), dtype=np.float32)
     measured = np.stack([np.ones(20), np.arange(20)], axis=1).astype(np.float32)
-    line = fit_spread(same, measured)
-    assert (spread(line, same) > 0).all()
-    assert (spread(line, -5 * same) > 0).all()
+    found = Residuals.fit(same, measured)
+    assert (found.std(same) > 0).all()
+    assert (found.std(-5 * same) > 0).all()
 
 
 def test_novelty_is_high_for_what_training_did_not_show(sections: list[Section]) -> None:
@@ -47,6 +69,12 @@ def test_novelty_is_high_for_what_training_did_not_show(sections: list[Section])
         assert np.median(novelty.score(other)) > 1.5
     again = Novelty.of(novelty.arrays())
     assert np.allclose(again.score(sections[0].features), own, rtol=1e-5)
+
+
+def test_one_group_judges_itself_by_halves(sections: list[Section]) -> None:
+    novelty = Novelty.fit(sections, ["a", "a"])
+    assert (novelty.score(sections[0].features) > 1).mean() < 0.15
+    assert np.median(novelty.score(sections[0].features[:, ::-1])) > 1.5
 
 
 def test_features_without_variance_do_not_make_everything_novel(sections: list[Section]) -> None:
@@ -75,8 +103,10 @@ def test_uncertainty_is_written_and_covers(
     assert (std > 0).all()
     assert np.isnan(table.layers["nh2st_std"][:, ~panel]).all()
     z = np.abs(nh.data.expression.measured(table)[:, panel] - predicted) / std
-    assert (z < norm.ppf(0.9)).mean() == pytest.approx(0.8, abs=0.07)
-    assert (z < norm.ppf(0.975)).mean() == pytest.approx(0.95, abs=0.04)
+    for level in (50, 80, 95):
+        width = table.var[f"nh2st_z{level}"]
+        assert width[~panel].isna().all()
+        assert (z < width[panel].to_numpy()).mean() == pytest.approx(level / 100, abs=0.05)
     assert np.isfinite(table.obs["nh2st_novelty"]).all()
     nh.pl.uncertainty(several, list(table.var_names[panel][:1]))
 
@@ -89,10 +119,12 @@ def test_uncertainty_is_written_and_covers(
     )
     assert np.array_equal(several["new"].layers["nh2st_std"], first[0][:, table.var_names.get_indexer(loaded.genes)])
     assert np.allclose(several["new"].obs["nh2st_novelty"], first[1], rtol=1e-4)
+    assert several["new"].var["nh2st_z80"].equals(table.var["nh2st_z80"][loaded.genes])
     del several.tables["new"]
     nh.tl.predict_expression(several, model=model, encoder=encoder, progress=False)  # what was is not left behind
     assert "nh2st_std" not in table.layers
     assert "nh2st_novelty" not in table.obs
+    assert not [name for name in table.var if name.startswith("nh2st_z")]
 
 
 def test_a_slide_unlike_the_training_sections_is_warned_about(
