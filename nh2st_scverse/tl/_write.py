@@ -90,7 +90,9 @@ def write(
     embedding[rows] = values @ components
 
     intervals = [f"{key}_z{100 * level:.0f}" for level in LEVELS]
-    of_genes = {f"{key}_pearson": scores} | ({} if widths is None else dict(zip(intervals, widths.astype(float), strict=True)))
+    of_genes = {f"{key}_pearson": scores} | (
+        {} if widths is None else dict(zip(intervals, widths.astype(float), strict=True))
+    )
     novelty = np.full(table.n_obs, np.nan, dtype=np.float32)
     if doubts:
         novelty[rows] = np.concatenate([novel for _, novel in doubts])

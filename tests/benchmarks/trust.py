@@ -7,7 +7,7 @@ Needs the folder of real sections (NH2ST_DATA, else ../shared/data). Each group 
 predicts it with ``uncertainty=True``, unless only one section is left to train on. Printed are
 
 - the share of measured values within the 50, 80 and 95 % intervals, over all genes and spots of each left-out section,
-- the share of spots with a novelty above 1: of the left-out section, of blurred and recoloured copies of it, and of a
+- the share of spots with a novelty above 1: of each left-out section, of blurred and recoloured copies of it, and of a
   section of another tissue.
 """
 
@@ -95,7 +95,7 @@ def main() -> None:
         objects, groups = accuracy.DATASETS[name](data)
         group_of = {key: key if groups is None else groups[key] for key in objects}
         rows, novelty = {}, {}
-        strange_seen = False
+        other = next(iter(accuracy.DATASETS[OTHER[name]](data)[0].values()))
         for left_out in dict.fromkeys(group_of.values()):
             train = {key: sdata for key, sdata in objects.items() if group_of[key] != left_out}
             if len(train) == 1:  # too small to hold tissue out of it: no residuals
@@ -108,15 +108,10 @@ def main() -> None:
                 sdata = objects[key]
                 nh.tl.predict_expression(sdata, model=model, uncertainty=True, allow="coarse", progress=False)
                 rows[key] = coverage(sdata)
-                novelty[key] = {"as it is": novel(sdata, model)}
-            if not strange_seen:  # strange copies of one section are enough
-                strange_seen = True
                 lines = nh.pp.check(sdata, allow="coarse")
                 scale = float(lines.loc[lines["check"] == "µm per pixel", "found"].iloc[0].split()[0])
-                for what, copy in strange(sdata, scale).items():
-                    novelty[key][what] = novel(copy, model)
-                other = next(iter(accuracy.DATASETS[OTHER[name]](data)[0].values()))
-                novelty[key][f"{OTHER[name]} instead"] = novel(other, model)
+                copies = {"as it is": sdata} | strange(sdata, scale) | {f"{OTHER[name]} instead": other}
+                novelty[key] = {what: novel(copy, model) for what, copy in copies.items()}
         table = pd.DataFrame.from_dict(rows, orient="index", columns=[f"{level:.0%}" for level in LEVELS])
         table.loc["mean"] = table.mean()
         print(f"\n## {name}: share of the measured values within the intervals, sections left out\n")
