@@ -35,6 +35,7 @@ from nh2st_scverse.pl._figure import (
 )
 
 NOVELTY = "novelty (above 1:\nunlike the training tissue)"
+FAMILIAR, STRANGE = 0.5, 1.5  # novelty at the ends of its colours, 1 in the middle
 
 
 def uncertainty(
@@ -144,7 +145,7 @@ def uncertainty(
                 text = {"predicted": f"{gene}{score_text(table, key, gene)}", "novelty": "novelty of the tissue"}
                 limits = colour_limits([values[every, g]], None, None)
                 if label == NOVELTY:  # dark is above 1 on every slide, and not the least familiar place of this one
-                    limits = 0.0, max(1.0, limits[1])
+                    limits = FAMILIAR, max(STRANGE, limits[1])
                 spots = draw_values(
                     panel_ax, picture, values[picture.rows, g], text.get(title, f"{gene}  {title}"), limits, found, size
                 )

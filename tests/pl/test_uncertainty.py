@@ -49,10 +49,10 @@ def test_novelty_is_a_fourth_column(sdata):
     assert axes[0, 3].get_title() == "novelty of the tissue"
     assert axes[0, 3].child_axes[0].get_ylabel().startswith("novelty (above 1:")
     # one scale for all slides: dark is unlike the training tissue, and not the least familiar spot of this slide
-    assert spots(axes[0, 3]).get_clim() == (0, 1)
+    assert spots(axes[0, 3]).get_clim() == (0.5, 1.5)
     table.obs["nh2st_novelty"] *= 4
     low, high = spots(nh.pl.uncertainty(sdata, best, return_ax=True)[0, 3]).get_clim()
-    assert low == 0 and 3.5 < high < 4
+    assert low == 0.5 and 3.5 < high < 4
 
 
 def test_wrong_arguments(sdata):
