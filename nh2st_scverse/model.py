@@ -432,10 +432,7 @@ class NH2ST:
         """
         check_residuals(self)
         assert self.residuals is not None
-        novelty = np.full(section.n_spots, np.nan, dtype=np.float32)
-        if self.novelty is not None and section.features is not None:
-            novelty[section.usable] = self.novelty.score(section.features[section.usable])
-        return self.residuals.std(predicted), novelty
+        return self.residuals.std(predicted), novelty_of(self, section)
 
     def embed(self, predicted: np.ndarray) -> np.ndarray:
         """Project predictions on the axes along which those of the training sections vary.
@@ -662,6 +659,14 @@ def check_context(model: NH2ST) -> None:
             f"A model of preset {model.config.name!r} predicts from the spot alone (context is False) and looks at no "
             "neighbours. Train one with nh.tl.train(sdata): context is True by default."
         )
+
+
+def novelty_of(model: NH2ST, section: Section) -> np.ndarray:
+    """How unlike the training tissue each spot looks (n_spots,); NaN without a usable image, or without features."""
+    novelty = np.full(section.n_spots, np.nan, dtype=np.float32)
+    if model.novelty is not None and section.features is not None:
+        novelty[section.usable] = model.novelty.score(section.features[section.usable])
+    return novelty
 
 
 def check_residuals(model: NH2ST) -> None:

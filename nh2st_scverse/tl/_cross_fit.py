@@ -16,12 +16,13 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.metrics import pearson
-from nh2st_scverse.model import NH2ST, principal_genes
+from nh2st_scverse.model import NH2ST, novelty_of, principal_genes
 from nh2st_scverse.nn import Config
 from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain
 from nh2st_scverse.tl._train import choose_encoder, fit
 from nh2st_scverse.tl._write import check_free, check_size, write
 from nh2st_scverse.train.folds import Fold, make_folds
+from nh2st_scverse.train.trust import Residuals
 
 WORTH = 0.7  # of the training spots that are left without a wider field of view: what a wider one must leave
 
@@ -55,7 +56,7 @@ def cross_fit(
     panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer, splits=splits)
     used = choose_encoder(config, encoder)
     predicted = [np.full((s.n_spots, len(panel)), np.nan, dtype=np.float32) for s in prepared.sections]
-    doubts = [(np.full_like(p, np.nan), np.full(len(p), np.nan, dtype=np.float32)) for p in predicted]
+    novelty = [np.full(s.n_spots, np.nan, dtype=np.float32) for s in prepared.sections]
     models = []
     for i, before in enumerate(folds):
         if i == 0 or config.stain != "none":  # the colours are those of the training sections
@@ -76,10 +77,9 @@ def cross_fit(
             found = model.predict(section)
             predicted[at][spots] = found[spots]
             if uncertainty:
-                for whole, part in zip(doubts[at], model.uncertainty(section, found), strict=True):
-                    whole[spots] = part[spots]
+                novelty[at][spots] = novelty_of(model, section)[spots]
 
-    residuals = [model.residuals for model in models if model.residuals is not None]
+    spreads, widths = _spreads(prepared.sections, ready, predicted) if uncertainty else ([], None)
     scores = held_out_pearson(prepared.sections, predicted)
     everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
     about = models[0].provenance() | {
@@ -98,8 +98,8 @@ def cross_fit(
         about,
         key_added,
         table_added,
-        doubts if uncertainty else [],
-        np.mean([r.widths for r in residuals], axis=0) if uncertainty else None,
+        list(zip(spreads, novelty, strict=True)) if uncertainty else [],
+        widths,
     )
 
 
@@ -127,6 +127,26 @@ def fit_fold(
         name=f"without {folds[i].name} ({i + 1}/{len(folds)})",
         **training,
     )
+
+
+def _spreads(
+    sections: Sequence[Section], folds: Sequence[Fold], predicted: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Standard deviations of the predictions of each fold from the residuals of the others, and the mean widths."""
+    spreads = [np.full_like(values, np.nan) for values in predicted]
+    widths = []
+    for fold in folds:
+        pairs = []
+        for at, spots in (held for other in folds if other is not fold for held in other.held_out):
+            section = sections[at]
+            assert section.expression is not None
+            known = spots[section.trainable[spots] & np.isfinite(predicted[at][spots]).all(axis=1)]
+            pairs.append((predicted[at][known], section.expression[known]))
+        residuals = Residuals.fit(*map(np.concatenate, zip(*pairs, strict=True)))
+        widths.append(residuals.widths)
+        for at, spots in fold.held_out:
+            spreads[at][spots] = residuals.std(predicted[at][spots])
+    return spreads, np.mean(widths, axis=0)
 
 
 def _warn_small(prepared: Prepared, splits: Sequence[Sequence[tuple[int, np.ndarray]]]) -> None:

@@ -127,6 +127,18 @@ def test_uncertainty_is_written_and_covers(
     assert not [name for name in table.var if name.startswith("nh2st_z")]
 
 
+def test_one_section_alone_has_uncertainty_from_its_other_blocks(encoder: Any, small: dict[str, Any]) -> None:
+    one = nh.datasets.synthetic(width_um=1800, seed=5)
+    settings = {"encoder": encoder, "n_genes": 20, "max_epochs": 5, "progress": False, **small}
+    nh.tl.predict_expression(one, uncertainty=True, **settings)
+    table = one["table"]
+    panel = table.var["nh2st"].to_numpy()
+    away = np.abs(nh.data.expression.measured(table) - table.layers["nh2st"])[:, panel]
+    within = away < (table.var["nh2st_z80"].to_numpy() * table.layers["nh2st_std"])[:, panel]
+    assert within.mean() == pytest.approx(0.8, abs=0.05)
+    assert np.isfinite(table.obs["nh2st_novelty"]).all()
+
+
 def test_a_slide_unlike_the_training_sections_is_warned_about(
     several: SpatialData, encoder: Any, small: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
