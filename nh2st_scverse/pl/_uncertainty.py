@@ -36,6 +36,7 @@ from nh2st_scverse.pl._figure import (
 
 NOVELTY = "novelty (above 1:\nunlike the training tissue)"
 FAMILIAR, STRANGE = 0.5, 1.5  # novelty at the ends of its colours, 1 in the middle
+APART = 0.1  # how far from their middle standard deviations must be to have the colours of the ends
 
 
 def uncertainty(
@@ -146,6 +147,9 @@ def uncertainty(
                 limits = colour_limits([values[every, g]], None, None)
                 if label == NOVELTY:  # dark is above 1 on every slide, and not the least familiar place of this one
                     limits = FAMILIAR, max(STRANGE, limits[1])
+                elif title == "standard deviation":  # what hardly differs looks alike
+                    middle, half = sum(limits) / 2, max(limits[1] - limits[0], APART * sum(limits)) / 2
+                    limits = middle - half, middle + half
                 spots = draw_values(
                     panel_ax, picture, values[picture.rows, g], text.get(title, f"{gene}  {title}"), limits, found, size
                 )

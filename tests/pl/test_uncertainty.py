@@ -38,6 +38,14 @@ def test_prediction_beside_its_standard_deviation(two, state, tmp_path):
     assert state(two) == before
 
 
+def test_standard_deviations_that_hardly_differ_look_alike(sdata):
+    table = add_std(sdata)
+    table.layers["nh2st_std"] = np.where(np.arange(table.n_obs)[:, None] % 2, 0.60, 0.61) + 0 * table.layers["nh2st"]
+    gene = table.var["nh2st_pearson"].idxmax()
+    low, high = spots(nh.pl.uncertainty(sdata, gene, return_ax=True)[0, 2]).get_clim()
+    assert low == pytest.approx(0.9 * 0.605, abs=0.005) and high == pytest.approx(1.1 * 0.605, abs=0.005)
+
+
 def test_novelty_is_a_fourth_column(sdata):
     table = add_std(sdata)
     table.obs["nh2st_novelty"] = np.linspace(0, 1, table.n_obs)
