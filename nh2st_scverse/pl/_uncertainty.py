@@ -144,15 +144,21 @@ def uncertainty(
             for panel_ax, (title, values, label, colours) in zip(ax[1:], columns, strict=True):
                 found = (mpl.colormaps[colours] if isinstance(colours, str) else colours).with_extremes(bad=NOT_KNOWN)
                 text = {"predicted": f"{gene}{score_text(table, key, gene)}", "novelty": "novelty of the tissue"}
-                limits = colour_limits([values[every, g]], None, None)
-                if label == NOVELTY:  # dark is above 1 on every slide, and not the least familiar place of this one
-                    limits = FAMILIAR, max(STRANGE, limits[1])
-                elif title == "standard deviation":  # what hardly differs looks alike
-                    middle, half = sum(limits) / 2, max(limits[1] - limits[0], APART * sum(limits)) / 2
-                    limits = middle - half, middle + half
+                limits = _limits(title, values[every, g])
                 spots = draw_values(
                     panel_ax, picture, values[picture.rows, g], text.get(title, f"{gene}  {title}"), limits, found, size
                 )
                 draw_colour_bar(panel_ax, spots, values[every, g], label)
     finish(fig, save, dpi)
     return axes if return_ax else None
+
+
+def _limits(title: str, values: np.ndarray) -> tuple[float, float]:
+    """Ends of the colours of a column."""
+    low, high = colour_limits([values], None, None)
+    if title == "novelty":  # dark is above 1 on every slide, and not the least familiar place of this one
+        return FAMILIAR, max(STRANGE, high)
+    if title == "standard deviation":  # what hardly differs looks alike
+        middle, half = (low + high) / 2, max(high - low, APART * (low + high)) / 2
+        return middle - half, middle + half
+    return low, high
