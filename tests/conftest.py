@@ -4,8 +4,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small arrays: on a shared machine several threads wait for each other
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -20,6 +22,13 @@ def _same_number_of_threads() -> None:
     scanpy's first use of numba raises the number for the whole process, in whichever test that is.
     """
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_is_left_open() -> Iterator[None]:
+    """Whatever test comes next in this process: some count the open figures."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="session")

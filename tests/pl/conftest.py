@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import joblib
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
@@ -15,12 +14,6 @@ from nh2st_scverse._constants import LOG_UNIT
 from nh2st_scverse.data.expression import measured
 
 mpl.use("Agg")
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def add_prediction(sdata: SpatialData, n_genes: int = 40) -> SpatialData:
