@@ -46,7 +46,7 @@ class Batches:
     ) -> None:
         self.size, self.seed, self.epoch, self.share = min(size, len(ready)), seed, epoch, share
         self.ready = ready.numpy()
-        self.places, self.group = places, min(GROUP, max(1, self.size // 2))
+        self.places, self.group = places, min(GROUP, self.size)
 
     def __len__(self) -> int:
         return max(1, len(self.ready) // self.size // self.share()[1])
@@ -71,7 +71,11 @@ class Batches:
             start += len(xy)
         groups = [groups[i] for i in rng.permutation(len(groups))]  # a batch has groups of several sections
         groups.sort(key=len, reverse=True)  # whole groups first, so that few are cut by the end of a batch
-        return np.concatenate(groups)
+        order = np.concatenate(groups)
+        if self.group < self.size:
+            return order
+        # A batch of one group still has negatives from elsewhere: it begins with some spots of the group before it.
+        return np.roll(order, max(1, self.group // 8))
 
 
 class InOrder:

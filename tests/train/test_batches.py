@@ -42,6 +42,16 @@ def test_an_epoch_has_every_spot_once_and_batches_of_both_sections() -> None:
     assert len(set(made.order(0).tolist())) == 514
 
 
+def test_a_small_batch_shares_patches_and_still_has_a_spot_from_elsewhere() -> None:
+    nodes = neighbourhoods(GRID, 100.0, np.ones(300, dtype=bool), 9).nodes
+    parts = [part.numpy() for part in Batches(torch.arange(300), size=8, places=[GRID])]
+    assert len(np.unique(np.concatenate(parts))) == 296
+    patches = [len(np.unique(nodes[part])) for part in parts]
+    assert np.mean(patches) < 35  # of 72: 24 or 25 for a compact 2 x 4, and 9
+    apart = [np.linalg.norm(GRID[part[0]] - GRID[part[1:]], axis=1).min() for part in parts]
+    assert np.mean(np.array(apart) > 300) > 0.8
+
+
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     epoch = 0
     made, same = batches(seed=1, epoch=lambda: epoch), batches(seed=1, epoch=lambda: epoch)
