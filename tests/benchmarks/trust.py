@@ -1,6 +1,6 @@
 """Do the intervals hold on real sections that neither model nor calibration saw, and is strange tissue noticed?
 
-    python tests/benchmarks/trust.py                    # her2st, mob and kidneyorganoid
+    python tests/benchmarks/trust.py                    # her2st, mob, kidneyorganoid and mousebrain
     python tests/benchmarks/trust.py her2st
 
 Needs the folder of real sections (NH2ST_DATA, else ../shared/data). Each group is left out once; a model of the others
@@ -84,7 +84,7 @@ def strange(sdata: SpatialData, microns_per_pixel: float) -> dict[str, SpatialDa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", default=["her2st", "mob", "kidneyorganoid"], metavar="dataset")
+    parser.add_argument("datasets", nargs="*", default=list(OTHER), metavar="dataset")
     parser.add_argument("--data", type=Path, help="folder of the real sections")
     given = parser.parse_args()
     data = accuracy.checked_folder(parser, given, OTHER)
