@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import spatialdata
@@ -90,7 +89,6 @@ def test_examples_run(name: str, quick: None, tmp_path: Path, monkeypatch: pytes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = doctest.DocTestRunner().run(examples, out=told.append)
-    plt.close("all")
     assert not result.failed, "".join(told)
 
 

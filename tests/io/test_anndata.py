@@ -381,7 +381,6 @@ def test_plots(adata: ad.AnnData) -> None:
             coordinate_systems=system, ax=ax
         )
         assert abs(ax.get_xlim()[1] - width) < 0.05 * width
-        plt.close("all")
 
 
 @pytest.mark.parametrize("section", ["rep01", "rep02", "rep04", "rep09"])

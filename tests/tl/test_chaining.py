@@ -49,4 +49,3 @@ def test_scanpy_squidpy_and_spatialdata_plot_go_on_with_the_layer_as_it_is(
     first = (table.obs["region"] == "section_0_spots").to_numpy()
     assert drawn is None or len(drawn) == first.sum()
     assert ax.images and ax.collections
-    plt.close("all")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scanpy as sc
@@ -59,7 +58,6 @@ def test_scanpy_squidpy_plots_and_zarr_take_it_from_there(
     sq.gr.spatial_autocorr(table, mode="moran", n_perms=None)
     assert table.uns["moranI"]["I"].max() > 0.2
     sq.pl.spatial_scatter(table, color=model.genes[0], shape=None)
-    plt.close("all")
     slide.write(tmp_path / "slide.zarr")
     again = spatialdata.read_zarr(tmp_path / "slide.zarr")
     assert np.array_equal(again.tables["table"].X, table.X)
@@ -155,7 +153,6 @@ def test_a_dense_grid_beside_spots_gets_a_table_of_its_own(two: SpatialData, mod
     nh.tl.predict_expression(two, table_key="table", **about)  # the spots have theirs still
     assert "nh2st" in two.tables["table"].layers
     nh.pl.expression(two, model.genes[0], table_key="dense", image_key="section_1_image")
-    plt.close("all")
 
 
 @pytest.mark.parametrize("shape", ["hexagonal", "square"])
