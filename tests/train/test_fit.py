@@ -437,7 +437,8 @@ def test_an_exit_that_is_no_interruption_goes_through(
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so do its children
 sys.path.insert(0, {root!r})
 import lightning as L
 import nh2st_scverse as nh
