@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from html import escape
 from importlib.metadata import version
@@ -369,7 +369,17 @@ class NH2ST:
     def _mean_over_members(
         self, of: Callable[[Member, Spots, torch.Tensor], torch.Tensor], section: Section, device: str
     ) -> np.ndarray:
-        """Mean of what the members say of the spots of a section, NaN without an image."""
+        """Mean of what the members say of the spots of a section."""
+        total: np.ndarray | None = None
+        for found in self._by_member(of, section, device):
+            total = found if total is None else np.add(total, found, out=total)
+        assert total is not None  # a model has members
+        return total / np.float32(len(self.members))
+
+    def _by_member(
+        self, of: Callable[[Member, Spots, torch.Tensor], torch.Tensor], section: Section, device: str
+    ) -> Iterator[np.ndarray]:
+        """What each member says of the spots of a section, NaN without an image."""
         if section.features is not None and section.features.shape[1] != self.members[0].n_features:
             raise ValueError(
                 f"The model was trained on {self.members[0].n_features} features ({self.encoder}), found "
@@ -377,24 +387,22 @@ class NH2ST:
                 "table by nh.tl.predict_expression(sdata, model=model)."
             )
         spots = stack([section], standardise=self.config.standardise == "section").to(device)
-        total: torch.Tensor | None = None
-        with torch.inference_mode():
-            for member in self.members:
+        for member in self.members:
+            with torch.inference_mode():
                 member.to(device)
                 inputs = spots.inputs
                 if member.trunk is None and member.projection is not None:
                     spots.inputs = member.projection(inputs)
                 parts = [of(member, spots, b) for b in torch.arange(section.n_spots, device=device).split(512)]
                 spots.inputs = inputs
-                found = torch.cat(parts).cpu()
-                total = found if total is None else total.add_(found)
                 member.cpu()
-        assert total is not None  # a model has members
-        mean = (total / len(self.members)).numpy()
-        mean[~section.usable] = np.nan
-        return mean
+            found = torch.cat(parts).cpu().numpy()
+            found[~section.usable] = np.nan
+            yield found
 
-    def uncertainty(self, section: Section, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def uncertainty(
+        self, section: Section, predicted: np.ndarray, device: str = "cpu"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Standard deviation of predictions, and novelty of the tissue.
 
         Parameters
@@ -403,12 +411,14 @@ class NH2ST:
             The section, with features.
         predicted
             Its predictions (n_spots, n_genes), from :meth:`predict`.
+        device
+            Where to compute.
 
         Returns
         -------
         Two arrays. (n_spots, n_genes): the standard deviation of the residuals on tissue that the members never saw, as
-        a function of the prediction. (n_spots,): how unlike the training tissue, 1 what 5 % of the spots of a training
-        group exceed when the other groups judge it.
+        a function of the prediction, less what the mean of the members gains on each. (n_spots,): how unlike the
+        training tissue, 1 what 5 % of the spots of a training group exceed when the other groups judge it.
 
         Raises
         ------
@@ -432,7 +442,9 @@ class NH2ST:
         """
         check_residuals(self)
         assert self.residuals is not None
-        return self.residuals.std(predicted), novelty_of(self, section)
+        members = self._by_member(predict_batch, section, device)
+        apart = [((one - predicted)[section.usable] ** 2).mean(axis=0) for one in members]
+        return self.residuals.std(predicted, np.mean(apart, axis=0)), novelty_of(self, section)
 
     def embed(self, predicted: np.ndarray) -> np.ndarray:
         """Project predictions on the axes along which those of the training sections vary.

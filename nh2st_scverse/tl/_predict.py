@@ -247,8 +247,10 @@ def _with_model(
             )
     prepared.stain = model.stain
     add_images(prepared, model.config, used, patch_px=model.patch_px, **encoding)
-    predicted = [model.predict(section, pick_device(device)) for section in prepared.sections]
-    doubts = [model.uncertainty(s, p) for s, p in zip(prepared.sections, predicted, strict=True)] if uncertainty else []
+    on = pick_device(device)
+    predicted = [model.predict(section, on) for section in prepared.sections]
+    of = zip(prepared.sections, predicted, strict=True)
+    doubts = [model.uncertainty(section, values, on) for section, values in of] if uncertainty else []
     scores = model.scores["pearson"].to_numpy()
     about = model.provenance() | {"cross_fitted": False}
     widths = model.residuals.widths if uncertainty and model.residuals is not None else None

@@ -14,6 +14,7 @@ from nh2st_scverse.data.section import Section
 
 LEVELS = (0.5, 0.8, 0.95)  # shares of the measured values that intervals are told for
 LEAST = 1e-3  # of the variance of the gene: no prediction is certain
+MOST = 0.5  # of the variance is taken off for disagreement: members that disagree much are not right together
 N_COMPONENTS = 16
 N_SPOTS = 1000  # of the training sections that tell what is familiar
 FAMILIAR = 0.95  # share of a training group that is as near to the other groups as a novelty of 1 says
@@ -44,9 +45,14 @@ class Residuals:
         away = np.sqrt(squares) / np.sqrt(_variance(line, predicted))
         return cls(line.astype(np.float32), np.quantile(away, LEVELS, axis=0).astype(np.float32))
 
-    def std(self, predicted: np.ndarray) -> np.ndarray:
-        """Standard deviation (n, G) of predictions."""
-        return np.sqrt(_variance(self.line, predicted)).astype(np.float32)
+    def std(self, predicted: np.ndarray, disagreement: np.ndarray | float = 0.0) -> np.ndarray:
+        """Standard deviation (n, G) of predictions.
+
+        Residuals of single members tell too much for the mean of them: its mean squared error is less than theirs by
+        exactly their `disagreement` (G,), the variance among them (Krogh and Vedelsby 1995).
+        """
+        variance = _variance(self.line, predicted)
+        return np.sqrt(np.maximum(variance - disagreement, MOST * variance)).astype(np.float32)
 
     def array(self) -> np.ndarray:
         """What to keep of it: (5, G)."""

@@ -59,6 +59,43 @@ def test_spread_is_never_zero() -> None:
     assert (found.std(-5 * same) > 0).all()
 
 
+def test_the_mean_of_members_is_less_far_off_than_they_are() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(1, 3, (6000, 2))
+    measured = truth + rng.normal(size=truth.shape)
+    noise = np.array([0.5, 1.5])  # of the members, in each gene; that of the measured values is 1
+    members = truth + noise * rng.normal(size=(3, *truth.shape))
+    found = Residuals.fit(members[0, :3000], measured[:3000])  # residuals of one member
+    mean = members[:, 3000:].mean(axis=0)
+    disagreement = ((members[:, 3000:] - mean) ** 2).mean(axis=(0, 1))
+    std = found.std(mean, disagreement)
+    assert ((measured[3000:] - mean) / std).std(axis=0) == pytest.approx(np.ones(2), rel=0.05)
+    wide = ((measured[3000:] - mean) / found.std(mean)).std(axis=0)
+    assert wide == pytest.approx(np.sqrt((1 + noise**2 / 3) / (1 + noise**2)), rel=0.05)  # without it: .93 and .73
+    assert np.allclose(found.std(mean, 100.0), found.std(mean) * np.sqrt(0.5))  # much of it makes nothing certain
+
+
+def test_what_the_mean_of_the_members_gains_is_that_of_the_section(
+    several: SpatialData, encoder: Any, small: dict[str, Any]
+) -> None:
+    settings = {"encoder": encoder, "n_genes": 10, "max_epochs": 2, "progress": False, **small}
+    model = nh.tl.train(several, **settings)
+    _, found = nh.data.section.find_sections(several)
+    section = found[0]
+    section.features = several["table"].obsm["nh2st_features"][section.rows]
+    predicted = model.predict(section)
+    members, alone = model.members, []
+    for member in members:
+        model.members = [member]
+        alone.append(model.predict(section))
+        assert np.array_equal(model.uncertainty(section, alone[-1])[0], model.residuals.std(alone[-1]))
+    model.members = members
+    assert np.allclose(np.mean(alone, axis=0), predicted, atol=1e-5)
+    expected = model.residuals.std(predicted, np.var(alone, axis=0).mean(axis=0))
+    assert np.allclose(model.uncertainty(section, predicted)[0], expected, rtol=1e-4)
+    assert (expected < model.residuals.std(predicted)).all()
+
+
 def test_novelty_is_high_for_what_training_did_not_show(sections: list[Section]) -> None:
     novelty = Novelty.fit(sections, ["a", "b"])
     own = novelty.score(sections[0].features)
