@@ -125,7 +125,7 @@ def predict_expression(
         measured values of held-out tissue.
     ``table.obs[key_added + "_novelty"]``
         With `uncertainty`: how unlike the training tissue a spot looks; 1 is what 5 % of the spots of a training group
-        exceed when the other groups judge it.
+        exceed when the other groups judge it. NaN, with a warning, where the encoder was trained too.
     ``table.uns[key_added]``
         Where the prediction comes from: flat values, and the rest as one JSON string.
     ``table.obsm["nh2st_features"]``, ``table.uns["nh2st_features"]``

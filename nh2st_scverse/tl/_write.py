@@ -140,12 +140,18 @@ def write(
             table.layers[f"{key}_std"], table.obs[f"{key}_novelty"] = std, novelty
         where = f"layers[{key!r}], var[{key!r}], obsm['X_{key}'] of the table"
     leave_features(prepared)
+    if doubts and np.isnan(novelty).all():
+        logger.warning(
+            "obs[%r] is NaN: the model trains its encoder, or was saved by an earlier version, and does not know what "
+            "the features of its training tissue look like. A slide unlike it would not be noticed.",
+            f"{key}_novelty",
+        )
     for section, (_, novel) in zip(prepared.sections, doubts, strict=bool(doubts)):
-        if np.nanmean(novel > 1) > 0.5:
+        if np.mean(novel[section.usable] > 1) > 0.5:
             logger.warning(
                 "%.0f %% of section %r look unlike the training sections (novelty above 1): another tissue, stain or "
                 "focus? Its predictions are not to be trusted, and the scores of the genes do not hold for it.",
-                100 * np.nanmean(novel > 1),
+                100 * np.mean(novel[section.usable] > 1),
                 section.name,
             )
     logger.info(

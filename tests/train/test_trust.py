@@ -190,6 +190,19 @@ def test_a_slide_unlike_the_training_sections_is_warned_about(
     assert other["table"].obs["nh2st_novelty"].median() > 1
 
 
+def test_a_model_that_knows_no_familiar_tissue_says_so(
+    several: SpatialData, encoder: Any, small: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"encoder": encoder, "n_genes": 10, "max_epochs": 1, "progress": False, **small}
+    model = nh.tl.train(several, **settings)
+    nh.tl.predict_expression(several, model=model, encoder=encoder, uncertainty=True, progress=False)
+    assert "is NaN" not in caplog.text
+    model.novelty = None  # as of a model that was saved by an earlier version
+    nh.tl.predict_expression(several, model=model, encoder=encoder, uncertainty=True, progress=False)
+    assert several["table"].obs["nh2st_novelty"].isna().all()
+    assert "obs['nh2st_novelty'] is NaN" in caplog.text
+
+
 def test_uncertainty_without_held_out_tissue_is_refused_before_any_work(
     several: SpatialData, encoder: Any, small: dict[str, Any]
 ) -> None:
