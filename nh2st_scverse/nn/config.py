@@ -28,6 +28,7 @@ class Config:
     # images
     fine_tune: bool = False  # the encoder is trained with the rest; else it is frozen, and features are computed once
     fields: tuple[float, ...] = (1.0, 2.5, 6.0)  # sides of the fields of view of a spot, in patches
+    orientations: int = 1  # of each patch, whose features are averaged: 2 or 4 quarter turns; 8: mirrored too
     stain: str = "none"  # give sections the colours of the training sections: "reinhard", "macenko", "vahadane"
     standardise: str = "section"  # features to mean 0, variance 1 within a section, against stain; or "none"
     n_components: int | None = 256  # principal components of the features that enter the network; None: the features
@@ -91,11 +92,13 @@ class Config:
             raise ValueError(f"Expected fields to be sides above 0, in patches, found {self.fields!r}.")
         if self.embedding % self.heads:
             raise ValueError(f"Expected heads to divide embedding, found {self.heads} heads and {self.embedding}.")
-        if self.fine_tune and (self.standardise != "none" or self.ridge or len(self.fields) > 1):
+        several = len(self.fields) > 1 or self.orientations > 1
+        if self.fine_tune and (self.standardise != "none" or self.ridge or several):
             raise ValueError(
-                "A trained encoder has one field of view, and features that are neither standardised beforehand nor "
-                "given to a ridge: expected fields=(1.0,), standardise='none' and ridge=0, found "
-                f"{self.fields}, {self.standardise!r} and {self.ridge}."
+                "A trained encoder has one field of view, in one orientation, and features that are neither "
+                "standardised beforehand nor given to a ridge: expected fields=(1.0,), orientations=1, "
+                f"standardise='none' and ridge=0, found {self.fields}, {self.orientations}, {self.standardise!r} and "
+                f"{self.ridge}."
             )
         if self.ridge and not self.scale_target:
             raise ValueError("The ridge predicts the scaled target: expected scale_target=True or ridge=0.")
@@ -148,6 +151,7 @@ class Config:
 
 
 CHOICES = {
+    "orientations": (1, 2, 4, 8),
     "stain": ("none", "reinhard", "macenko", "vahadane"),
     "standardise": ("section", "none"),
     "library": ("genome", "panel"),

@@ -25,6 +25,7 @@ from nh2st_scverse.data.patches import image_fingerprint, iter_patches
 from nh2st_scverse.data.section import Section, check_image_keys, check_resolution, find_sections, patch_size
 from nh2st_scverse.data.stain import Restained, colour_map, fit_reference, recolour
 from nh2st_scverse.encoders import Encoder, Precomputed
+from nh2st_scverse.encoders._turned import Turned
 from nh2st_scverse.nn import Config
 from nh2st_scverse.pp._check import warn
 
@@ -153,6 +154,11 @@ def add_images(
     """
     if client is not None:
         check_client(client)
+    if isinstance(encoder, Precomputed) and config.orientations > 1:
+        raise ValueError(
+            f"Expected orientations=1 with encoder {encoder.name!r}, found {config.orientations}: its features are "
+            "there already. Average those of turned patches where they are computed."
+        )
     for section, table, sdata in zip(prepared.sections, prepared.tables, prepared.objects, strict=True):
         if isinstance(encoder, Precomputed) and not config.fine_tune:
             section.features = look_up(section, table, sdata.tables, encoder.key)
@@ -163,7 +169,8 @@ def add_images(
             if colours is not None:
                 section.patches = recolour(section.patches, colours)
             continue
-        used = encoder if colours is None else Restained(encoder, colours)
+        used = encoder if config.orientations == 1 else Turned(encoder, config.orientations)
+        used = used if colours is None else Restained(used, colours)
         mark = fingerprint(section, used, prepared.patch_um, config.fields, table.obs_names[section.rows])
         cached = _cached(section, table, mark)
         if cached is None:

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/ablation.py                              # all data sets, two seeds: hours on two cores
     python tests/benchmarks/ablation.py her2st mob --seeds 0 --out levers.csv
+    python tests/benchmarks/ablation.py mob --levers "two orientations"       # with the default beside it
 
 Needs the folder of real sections (NH2ST_DATA, else ../shared/data). Data sets and held-out groups are those of
 ``accuracy.py``. Every field of view is encoded once, and each lever is given its part of the features; blocks of colon
@@ -55,19 +56,25 @@ LEVERS: dict[str, dict[str, Any]] = {
     "smoothed target": {"smooth": True},
     "none beyond it": {"pearson": 0.0, "ridge": 0.0, "fields": (1.0,), "standardise": "none"},
 }
+TURNED = {"two orientations": {"orientations": 2}}  # asked for by name: every patch is encoded again
 USED = nh.nn.Config().fields
 EXTRA = (0.5,)  # fields of view that a lever wants beside these
 
 
 @lru_cache(maxsize=1)
-def encoded(data: Path, dataset: str, cache: Path) -> tuple[dict[str, SpatialData], dict[str, str] | None, float]:
-    """Sections with the features of all fields of view, their groups, and the side of a patch in µm."""
+def encoded(
+    data: Path, dataset: str, cache: Path, turned: bool
+) -> tuple[dict[str, SpatialData], dict[str, str] | None, float]:
+    """Sections with the features of all fields of view, their groups, and the side of a patch in µm.
+
+    The mean features of two orientations stand behind the others where they are wanted.
+    """
     objects, groups = DATASETS[dataset](data)
     short = {"n_members": 1, "max_epochs": 1, "ridge": 0.0, "n_genes": 10}  # trained for its encoding only
     options = {"groups": groups, "allow": "coarse", "progress": False, "cache_dir": cache / dataset}
     found: dict[str, list[np.ndarray]] = {name: [] for name in objects}
-    for fields in (USED, EXTRA):
-        model = nh.tl.train(objects, fields=fields, **options, **short)
+    for fields, orientations in ((USED, 1), (EXTRA, 1), (USED, 2))[: 3 if turned else 2]:
+        model = nh.tl.train(objects, fields=fields, orientations=orientations, **options, **short)
         for name, sdata in objects.items():
             table = sdata.tables["table"]
             found[name].append(table.obsm["nh2st_features"].reshape(table.n_obs, len(fields), -1))
@@ -76,10 +83,10 @@ def encoded(data: Path, dataset: str, cache: Path) -> tuple[dict[str, SpatialDat
     return objects, groups, model.patch_um
 
 
-def encode(data: Path, dataset: str, cache: Path) -> None:
+def encode(data: Path, dataset: str, cache: Path, turned: bool) -> None:
     """Leave the features in the cache."""
     warnings.simplefilter("ignore")
-    encoded(data, dataset, cache)
+    encoded(data, dataset, cache, turned)
 
 
 def run(data: Path, dataset: str, lever: str, seed: int, cache: Path) -> pd.DataFrame:
@@ -89,9 +96,10 @@ def run(data: Path, dataset: str, lever: str, seed: int, cache: Path) -> pd.Data
         return pd.read_csv(done)
     warnings.simplefilter("ignore")  # of the readers: gene names, transformations
     logging.getLogger("nh2st_scverse").setLevel("ERROR")
-    objects, groups, patch_um = encoded(data, dataset, cache)
-    settings = {"n_members": 1, "fields": USED} | LEVERS[lever]
-    wanted = [(*USED, *EXTRA).index(field) for field in settings.pop("fields")]
+    objects, groups, patch_um = encoded(data, dataset, cache, lever in TURNED)
+    settings = {"n_members": 1, "fields": USED, "orientations": 1} | (LEVERS | TURNED)[lever]
+    first = 0 if settings.pop("orientations") == 1 else len(USED + EXTRA)
+    wanted = [first + (*USED, *EXTRA).index(field) for field in settings.pop("fields")]
     for sdata in objects.values():
         table = sdata.tables["table"]
         if settings.get("smooth") and "array_row" not in table.obs:
@@ -131,7 +139,8 @@ def run_all(
     with tempfile.TemporaryDirectory() as folder:
         cache = cache or Path(folder)
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for _ in pool.map(partial(encode, data, cache=cache), datasets):
+            turned = bool(set(levers) & set(TURNED))
+            for _ in pool.map(partial(encode, data, cache=cache, turned=turned), datasets):
                 pass
             tasks = {
                 pool.submit(run, data, dataset, lever, seed, cache): f"{dataset:15} {lever:40} seed {seed}"
@@ -143,7 +152,7 @@ def run_all(
                 parts.append(done.result())
                 score = "not possible" if parts[-1].empty else f"{parts[-1]['pearson'].mean():.3f}"
                 print(f"{tasks[done]} {score}", file=sys.stderr, flush=True)
-    order = {name: i for i, name in enumerate(LEVERS)}
+    order = {name: i for i, name in enumerate(LEVERS | TURNED)}
     return pd.concat(parts, ignore_index=True).sort_values(
         ["dataset", "lever", "seed", "fold", "section"], key=lambda c: c.map(order) if c.name == "lever" else c
     )
@@ -171,6 +180,9 @@ def main() -> None:
     parser.add_argument(
         "datasets", nargs="*", default=list(DATASETS), metavar="dataset", help=f"some of {', '.join(DATASETS)}"
     )
+    parser.add_argument(
+        "--levers", nargs="*", choices=list(LEVERS | TURNED), default=list(LEVERS), metavar="lever", help="some of them"
+    )
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data", type=Path, help="folder of the real sections")
@@ -180,7 +192,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV of the score of every lever, section and seed")
     given = parser.parse_args()
     data = checked_folder(parser, given, DATASETS)
-    scores = run_all(data, tuple(given.datasets), tuple(given.seeds), workers=given.workers, cache=given.cache)
+    levers = tuple(dict.fromkeys((DEFAULT, *given.levers)))
+    scores = run_all(data, tuple(given.datasets), tuple(given.seeds), levers, given.workers, given.cache)
     if given.out:
         scores.to_csv(given.out, index=False)
     pd.set_option("display.width", 240, "display.max_columns", 40)

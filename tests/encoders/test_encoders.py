@@ -9,6 +9,7 @@ import torch
 
 import nh2st_scverse as nh
 from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse.encoders._turned import Turned
 
 
 class MeanColour:
@@ -22,6 +23,45 @@ class MeanColour:
 def patches() -> np.ndarray:
     blocks = np.random.default_rng(0).integers(0, 256, (3, 14, 14, 3), dtype=np.uint8)
     return blocks.repeat(16, axis=1).repeat(16, axis=2)
+
+
+class Corner:
+    """What depends on the orientation: the corner that is up and left."""
+
+    name, input_size, dim, weights_hash = "corner", 8, 3, "none"
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        assert patches.flags["C_CONTIGUOUS"]  # torch takes no others
+        return patches[:, 0, 0].astype(np.float32)
+
+
+# -------------------------------------------------------------------------------------------------- orientations
+
+
+def test_orientations_are_all_eight_and_each_once() -> None:
+    patches = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    corners = patches[:, [0, 0, 7, 7], [0, 7, 7, 0]].astype(np.float32)  # (5, 4, 3), clockwise
+    assert np.allclose(Turned(Corner(), 2)(patches), corners[:, :2].mean(axis=1))
+    for n in (4, 8):
+        assert np.allclose(Turned(Corner(), n)(patches), corners.mean(axis=1))
+
+    class Beside(Corner):
+        def __call__(self, patches: np.ndarray) -> np.ndarray:
+            return patches[:, 0, 1].astype(np.float32)  # next to a corner: in eight places
+
+    edges = patches[:, [0, 0, 1, 6, 7, 7, 6, 1], [1, 6, 7, 7, 6, 1, 0, 0]].astype(np.float32)
+    assert np.allclose(Turned(Beside(), 8)(patches), edges.mean(axis=1))
+    assert not np.allclose(Turned(Beside(), 4)(patches), edges.mean(axis=1))
+
+
+def test_features_of_all_orientations_do_not_mind_which_way_up_a_patch_is(patches: np.ndarray) -> None:
+    encoder = Turned(get(), 8)
+    found = encoder(patches)
+    assert found.shape == (3, encoder.dim) and found.dtype == np.float32
+    for other in (np.rot90(patches, axes=(1, 2)), patches[:, ::-1], patches.transpose(0, 2, 1, 3)):
+        assert np.allclose(encoder(other), found, atol=1e-4)
+        assert not np.allclose(get()(other), get()(patches), atol=1e-2)
+    assert encoder.weights_hash != get().weights_hash
 
 
 # ------------------------------------------------------------------------------------------------------- default

@@ -46,7 +46,9 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], match: str) -
         Config.preset(**settings)
 
 
-@pytest.mark.parametrize("settings", [{"ridge": 0.5}, {"standardise": "section"}, {"fields": (1.0, 2.0)}])
+@pytest.mark.parametrize(
+    "settings", [{"ridge": 0.5}, {"standardise": "section"}, {"fields": (1.0, 2.0)}, {"orientations": 2}]
+)
 def test_a_trained_encoder_has_no_parts_for_given_features(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="A trained encoder has one field of view"):
         Config.preset("paper", scale_target=True, **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,23 @@ def test_features_are_recomputed_for_another_patch_or_encoder(two: SpatialData, 
     assert encoder.n_patches == 4 * total
     nh.tl.train(two, microns_per_pixel=1.2, patch_um=90.0, **quick | {"fields": (1.0,)})
     assert encoder.n_patches == 4 * total + total // N_FIELDS
+
+
+def test_orientations_are_those_of_the_model(two: SpatialData, quick: dict[str, Any], tmp_path: Path) -> None:
+    encoder, total = quick["encoder"], N_FIELDS * two.tables["table"].n_obs
+    nh.tl.train(two, **quick)
+    model = nh.tl.train(two, orientations=4, **quick)
+    assert encoder.n_patches == 5 * total  # once, and then four times
+    loaded = nh.NH2ST.load(model.save(tmp_path / "model"))
+    nh.tl.predict_expression(two, model=loaded, encoder=encoder, progress=False)
+    assert encoder.n_patches == 5 * total  # the features in the table are those that the model needs
+    assert json.loads(two["table"].uns["nh2st"]["json"])["config"]["orientations"] == 4
+
+
+def test_features_that_are_there_have_their_orientation(two: SpatialData, quick: dict[str, Any]) -> None:
+    two["table"].obsm["X_uni"] = np.zeros((two["table"].n_obs, 3), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"Expected orientations=1 with encoder 'precomputed:X_uni', found 4"):
+        nh.tl.train(two, orientations=4, **quick | {"encoder": "precomputed:X_uni"})
 
 
 def test_features_of_other_sections_stay(two: SpatialData, model: nh.NH2ST, encoder: Any) -> None:
