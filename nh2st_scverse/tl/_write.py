@@ -147,11 +147,12 @@ def write(
             f"{key}_novelty",
         )
     for section, (_, novel) in zip(prepared.sections, doubts, strict=bool(doubts)):
-        if np.mean(novel[section.usable] > 1) > 0.5:
+        unlike = np.mean(novel[section.usable] > 1)
+        if unlike > 0.5:
             logger.warning(
                 "%.0f %% of section %r look unlike the training sections (novelty above 1): another tissue, stain or "
                 "focus? Its predictions are not to be trusted, and the scores of the genes do not hold for it.",
-                100 * np.mean(novel[section.usable] > 1),
+                100 * unlike,
                 section.name,
             )
     logger.info(

@@ -14,7 +14,7 @@ from nh2st_scverse.data.section import Section
 
 LEVELS = (0.5, 0.8, 0.95)  # shares of the measured values that intervals are told for
 LEAST = 1e-3  # of the variance of the gene: no prediction is certain
-MOST = 0.5  # of the variance is taken off for disagreement: members that disagree much are not right together
+MOST = 0.5  # of the variance that disagreement takes off: members that disagree much are not right together
 N_COMPONENTS = 16
 N_SPOTS = 1000  # of the training sections that tell what is familiar
 FAMILIAR = 0.95  # share of a training group that is as near to the other groups as a novelty of 1 says
@@ -52,7 +52,7 @@ class Residuals:
         exactly their `disagreement` (G,), the variance among them (Krogh and Vedelsby 1995).
         """
         variance = _variance(self.line, predicted)
-        return np.sqrt(np.maximum(variance - disagreement, MOST * variance)).astype(np.float32)
+        return np.sqrt(np.maximum(variance - disagreement, (1 - MOST) * variance)).astype(np.float32)
 
     def array(self) -> np.ndarray:
         """What to keep of it: (5, G)."""

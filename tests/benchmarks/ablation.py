@@ -73,7 +73,7 @@ def encoded(
     short = {"n_members": 1, "max_epochs": 1, "ridge": 0.0, "n_genes": 10}  # trained for its encoding only
     options = {"groups": groups, "allow": "coarse", "progress": False, "cache_dir": cache / dataset}
     found: dict[str, list[np.ndarray]] = {name: [] for name in objects}
-    for fields, orientations in ((USED, 1), (EXTRA, 1), (USED, 2))[: 3 if turned else 2]:
+    for fields, orientations in [(USED, 1), (EXTRA, 1)] + [(USED, 2)] * turned:
         model = nh.tl.train(objects, fields=fields, orientations=orientations, **options, **short)
         for name, sdata in objects.items():
             table = sdata.tables["table"]
@@ -89,14 +89,14 @@ def encode(data: Path, dataset: str, cache: Path, turned: bool) -> None:
     encoded(data, dataset, cache, turned)
 
 
-def run(data: Path, dataset: str, lever: str, seed: int, cache: Path) -> pd.DataFrame:
+def run(data: Path, dataset: str, lever: str, seed: int, cache: Path, turned: bool) -> pd.DataFrame:
     """Mean Pearson over all genes, against the unsmoothed target, of each held-out section."""
     done = cache / dataset / "levers" / f"{lever}, seed {seed}.csv"
     if done.exists():
         return pd.read_csv(done)
     warnings.simplefilter("ignore")  # of the readers: gene names, transformations
     logging.getLogger("nh2st_scverse").setLevel("ERROR")
-    objects, groups, patch_um = encoded(data, dataset, cache, lever in TURNED)
+    objects, groups, patch_um = encoded(data, dataset, cache, turned)
     settings = {"n_members": 1, "fields": USED, "orientations": 1} | (LEVERS | TURNED)[lever]
     first = 0 if settings.pop("orientations") == 1 else len(USED + EXTRA)
     wanted = [first + (*USED, *EXTRA).index(field) for field in settings.pop("fields")]
@@ -136,14 +136,14 @@ def run_all(
     """Score every lever on every data set and seed, some at a time in processes of their own."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that follow
     parts = []
+    turned = bool(set(levers) & set(TURNED))
     with tempfile.TemporaryDirectory() as folder:
         cache = cache or Path(folder)
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            turned = bool(set(levers) & set(TURNED))
             for _ in pool.map(partial(encode, data, cache=cache, turned=turned), datasets):
                 pass
             tasks = {
-                pool.submit(run, data, dataset, lever, seed, cache): f"{dataset:15} {lever:40} seed {seed}"
+                pool.submit(run, data, dataset, lever, seed, cache, turned): f"{dataset:15} {lever:40} seed {seed}"
                 for dataset in datasets
                 for seed in seeds
                 for lever in levers
