@@ -115,9 +115,10 @@ def benchmark(
     for panel, name in zip(axes, metrics, strict=True):
         about = {"data": means[name], "x": "value", "y": "method", "order": order, "ax": panel}
         same = {"hue": "method", "palette": palette, "legend": False}
-        sns.stripplot(**about, **same, size=4, alpha=0.4, jitter=0.15, zorder=1)
+        dots = {"size": 5, "linewidth": 0.8, "edgecolor": "white", "zorder": 5}  # seen on the interval, too
+        sns.stripplot(**about, **same, **dots, alpha=0.7, jitter=False)  # its jitter is another one each time
         sns.pointplot(
-            **about, **same, errorbar=("ci", 95), seed=seed, linestyle="none", markersize=6, err_kws={"linewidth": 1.8}
+            **about, **same, errorbar=("ci", 95), seed=seed, linestyle="none", markersize=8, err_kws={"linewidth": 1.8}
         )
         _ceiling(panel, scores, name)
         panel.set(xlabel=LABELS.get(name, name) + (" (less is better)" if name in ERRORS else ""), ylabel="")

@@ -41,6 +41,13 @@ def test_methods_stand_in_their_order_with_dots_for_sections(scores):
     pd.testing.assert_frame_equal(scores, before)
 
 
+def test_the_same_picture_twice(scores):
+    pictures = [nh.pl.benchmark(scores, return_ax=True)[0] for _ in range(2)]
+    first, second = ([np.asarray(c.get_offsets()) for c in ax.collections] for ax in pictures)
+    assert len(first) >= len(METHODS)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_several_metrics_share_the_methods(scores, tmp_path):
     axes = nh.pl.benchmark(scores, metric=["mse", "pearson"], save=tmp_path / "benchmark.pdf", return_ax=True)
     assert [ax.get_xlabel() for ax in axes] == ["mean squared error (less is better)", "Pearson correlation"]
