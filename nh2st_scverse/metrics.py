@@ -21,6 +21,11 @@ from nh2st_scverse._constants import TARGET_SUM
 
 __all__ = ["bootstrap", "mae", "mse", "noise_ceiling", "pearson", "spearman", "ssim", "variance_ratio"]
 
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 Floats: TypeAlias = NDArray[np.float64]
 
 WINDOW = 7  # spots: side of the window that ssim compares, the usual one

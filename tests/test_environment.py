@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -119,5 +122,82 @@ def test_pre_commit_hooks_are_local():
     repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert {repo["repo"] for repo in repos} == {"local"}
     hooks = {hook["id"]: hook for repo in repos for hook in repo["hooks"]}
-    assert set(hooks) == {"ruff-check", "ruff-format", "mypy"}
+    assert set(hooks) == {"ruff-check", "ruff-format", "mypy", "codespell"}
     assert all(hook["language"] == "system" for hook in hooks.values())
+
+
+def test_lint_is_the_same_everywhere():
+    """What CONTRIBUTING.md names is what the script, the workflow and the hooks run."""
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yaml").read_text())
+    ran = [step.get("run") for step in workflow["jobs"]["lint"]["steps"]]
+    for command in ("ruff check", "ruff format --check", "mypy nh2st_scverse", "codespell"):
+        assert command in script and command in ran, command
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "workflows").glob("*.yaml")), ids=lambda path: path.stem)
+def test_actions_are_pinned(path):
+    """A tag can be moved to other code; the version beside the commit is for those who read it, and for dependabot."""
+    uses = [line.strip(" -") for line in path.read_text().splitlines() if "uses:" in line]
+    assert uses
+    for line in uses:
+        assert re.fullmatch(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
+    assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}
+
+
+def test_only_the_release_publishes():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yaml").read_text())
+    assert workflow[True] == {"release": {"types": ["published"]}}  # YAML 1.1 reads the key `on` as true
+    assert {name: job.get("permissions") for name, job in workflow["jobs"].items()} == {
+        "build": None,
+        "publish": {"id-token": "write"},
+    }
+    assert "password" not in json.dumps(workflow)
+
+
+def test_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (PROJECT["version"], PROJECT["license"])
+    (paper,) = citation["references"]
+    assert paper["authors"][0]["family-names"] == "Qu"
+    assert paper["url"] in (ROOT / "README.md").read_text()
+    assert paper["url"] in PROJECT["urls"].values()
+
+
+def test_types_are_shipped():
+    """Without py.typed, type checkers and editors ignore the annotations of an installed package."""
+    assert (ROOT / "nh2st_scverse" / "py.typed").is_file()
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+
+
+# --- coverage ---
+
+
+def coverage_report(**shares: float) -> dict:
+    summary = {name: {"summary": {"percent_covered": share}} for name, share in shares.items()}
+    return {"files": summary, "totals": {"percent_covered": 90.0}}
+
+
+@pytest.mark.parametrize(
+    ("shares", "status", "said"),
+    [
+        ({"a": 85.0, "b": 100.0}, 0, "2 files, 90.0 %"),
+        ({"a": 84.9, "b": 100.0, "c": 3.0}, 1, "c: 3.0 % of the lines run in tests, expected 85 % or more\na: 84.9 %"),
+        ({}, 1, "found none"),
+    ],
+)
+def test_a_file_below_the_floor_fails(tmp_path, capsys, shares, status, said):
+    spec = importlib.util.spec_from_file_location("coverage_floor", ROOT / "tests" / "coverage_floor.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "coverage.json").write_text(json.dumps(coverage_report(**shares)))
+    assert module.main(str(tmp_path / "coverage.json")) == status
+    assert said in capsys.readouterr().out
+
+
+def test_coverage_is_measured_and_checked():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "--cov-report=term" in script and "python tests/coverage_floor.py" in script
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yaml").read_text())["jobs"]["test"]
+    assert "--cov-report=term" in job["env"]["PYTEST_ADDOPTS"]
+    assert "python tests/coverage_floor.py coverage.json" in [step.get("run") for step in job["steps"]]

@@ -59,7 +59,7 @@ print(json.dumps(sorted(after - before - sys.stdlib_module_names)))
 
 
 def test_import_loads_no_other_library():
-    loaded = imported_by("import nh2st_scverse")
+    loaded = imported_by("import nh2st_scverse; dir(nh2st_scverse)")
     assert not loaded & {"torch", "squidpy", "lightning", "timm", "scanpy", "spatialdata"}
     assert loaded == {"nh2st_scverse"}
 
@@ -72,7 +72,6 @@ def test_parts_are_imported_when_used():
 
 def test_lazy_names_are_complete():
     assert set(nh.__all__) == {"NH2ST", "explore", "__version__", *PARTS}
-    assert set(nh.__all__) <= set(dir(nh))
     for part in PARTS:
         assert getattr(nh, part) is importlib.import_module(f"nh2st_scverse.{part}")
     assert nh.NH2ST is importlib.import_module("nh2st_scverse.model").NH2ST
@@ -203,6 +202,12 @@ def test_public_names_exist_and_are_documented(part):
             assert (value.__doc__ or "").strip(), f"nh.{part}.{name} has no docstring"
 
 
+def test_completion_shows_public_names_and_nothing_else():
+    """What appears after ``nh.tl.`` and Tab: no helpers, no ``annotations``, no private modules."""
+    for module in (nh, *(getattr(nh, part) for part in PARTS)):
+        assert dir(module) == sorted(module.__all__), module.__name__
+
+
 @pytest.mark.parametrize("part", ["datasets", "io", "metrics", "pl", "pp", "tl"])
 def test_every_parameter_is_documented(part):
     module = importlib.import_module(f"nh2st_scverse.{part}")
@@ -266,6 +271,7 @@ def test_top_level_of_the_repository():
         pytest.skip("not a git checkout of this project")
     allowed = {
         "CHANGELOG.md",
+        "CITATION.cff",
         "CONTRIBUTING.md",
         "LICENSE",
         "README.md",

@@ -5,3 +5,7 @@ from __future__ import annotations
 from nh2st_scverse.data import expression, geometry, neighbours, patches, section
 
 __all__ = ["expression", "geometry", "neighbours", "patches", "section"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -13,3 +13,7 @@ from nh2st_scverse.encoders._resnet import ResNet18
 from nh2st_scverse.encoders._timm import Timm
 
 __all__ = ["EfficientNetLite0", "Encoder", "Precomputed", "ResNet18", "Timm", "get"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

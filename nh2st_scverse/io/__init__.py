@@ -35,3 +35,7 @@ from nh2st_scverse.io._legacy import her2st, spatial_transcriptomics
 from nh2st_scverse.io._slide import slide
 
 __all__ = ["from_anndata", "her2st", "slide", "spatial_transcriptomics"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

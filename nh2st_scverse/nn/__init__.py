@@ -9,3 +9,7 @@ from nh2st_scverse.nn.member import Member
 from nh2st_scverse.nn.nh2st import NH2STNetwork
 
 __all__ = ["Config", "HypergraphConv", "Member", "NH2STNetwork", "incidence", "info_nce", "pearson_loss"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -45,3 +45,7 @@ __all__ = [
     "spatially_variable",
     "uncertainty",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,3 +6,7 @@ from nh2st_scverse.pp._check import check
 from nh2st_scverse.pp._grid import grid
 
 __all__ = ["check", "grid"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,3 +10,7 @@ from nh2st_scverse.tl._summary import paired_differences, summarise
 from nh2st_scverse.tl._train import train
 
 __all__ = ["biology", "cross_validate", "evaluate", "paired_differences", "predict_expression", "summarise", "train"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
