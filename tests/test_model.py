@@ -10,6 +10,8 @@ import json
 import os
 import re
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ import torch
 from spatialdata import SpatialData
 
 import nh2st_scverse as nh
-from nh2st_scverse import model as model_module
 from nh2st_scverse.data.neighbours import Neighbours
 from nh2st_scverse.data.section import Section, find_sections
-from nh2st_scverse.model import FORMAT
+from nh2st_scverse.model.card import Card
+from nh2st_scverse.model.saved import FORMAT
 
 SAVED = Path(__file__).parent / "data_models"
 FILES = ["history.csv", "model.json", "weights.safetensors"]
@@ -117,9 +119,36 @@ def test_what_a_model_says_of_itself(model: nh.NH2ST) -> None:
     assert {"nh2st-scverse", "torch", "numpy"} <= set(rest["packages"])
 
 
+def test_what_it_was_made_from_is_read_on_the_model_and_cannot_be_set(model: nh.NH2ST) -> None:
+    assert (model.unit, model.patch_um, model.encoder) == (model.card.unit, model.card.patch_um, "colours")
+    assert {"unit", "trained_on", "residuals", "genes", "card"} <= set(dir(model))
+    model.trained_on["another"] = "patient"  # a copy
+    assert list(model.trained_on) == ["section_0_spots", "section_1_spots"]
+    for name in ("unit", "novelty", "interrupted"):
+        with pytest.raises(AttributeError, match=f"{name} of a model cannot be set"):
+            setattr(model, name, None)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        model.nonsense  # noqa: B018
+    other = deepcopy(model)
+    assert other.identifier == model.identifier and other.unit == model.unit
+
+
+def test_a_card_holds_values_of_its_own(model: nh.NH2ST) -> None:
+    given = {"s": "p"}
+    card = replace(model.card, trained_on=given, patch_um=np.float32(75), seed=np.int64(3))
+    given["t"] = "q"
+    assert card.trained_on == {"s": "p"}
+    assert Card.from_json(json.loads(json.dumps(card.to_json()))) == card
+    with pytest.raises(AttributeError):
+        card.unit = "x"  # type: ignore[misc]
+    with pytest.raises(ValueError, match=r"none of \['unit'\] and unknown \['unti'\]"):
+        Card.from_json({**{k: v for k, v in card.to_json().items() if k != "unit"}, "unti": "x"})
+
+
 def test_a_table_in_notebooks(model: nh.NH2ST) -> None:
     scores = model.scores.assign(pearson=[0.1, 0.7, 0.5, np.nan, 0.3])
-    told = nh.NH2ST(**{**vars(model), "scores": scores, "trained_on": {f"<{i}>": f"patient{i % 2}" for i in range(9)}})
+    card = replace(model.card, trained_on={f"<{i}>": f"patient{i % 2}" for i in range(9)})
+    told = nh.NH2ST(**{**vars(model), "scores": scores, "card": card})
     rows = dict(re.findall(r"<tr><th[^>]*>(.*?)</th><td[^>]*>(.*?)</td></tr>", told._repr_html_()))
     genes = model.genes
     assert rows["genes"] == f"5: {', '.join(genes[:4])}, ..."
@@ -130,7 +159,8 @@ def test_a_table_in_notebooks(model: nh.NH2ST) -> None:
     assert rows["Pearson on held-out tissue"] == "mean 0.400, median 0.400"
     assert rows["best genes"].startswith(f"{genes[1]} 0.70, {genes[2]} 0.50")
     assert rows["members"] == f"2, of {min(n := epochs_of(model))} to {max(n)} epochs"
-    unknown = nh.NH2ST(**{**vars(model), "scores": scores.assign(pearson=np.nan), "interrupted": True})._repr_html_()
+    stopped = replace(model.card, interrupted=True)
+    unknown = nh.NH2ST(**{**vars(model), "scores": scores.assign(pearson=np.nan), "card": stopped})._repr_html_()
     assert unknown.count("not known") == 2 and "(interrupted)" in unknown
     assert max(map(len, repr(told).splitlines())) < 140 and "9 section(s): <0>, <1>, <2>, <3>, ..." in repr(told)
 
@@ -435,7 +465,7 @@ def test_models_of_earlier_versions_predict_what_they_did(folder: Path) -> None:
 
 
 def test_a_model_of_the_present_format_is_kept() -> None:
-    assert (SAVED / f"format_{model_module.FORMAT}" / "weights.safetensors").is_file()
+    assert (SAVED / f"format_{FORMAT}" / "weights.safetensors").is_file()
 
 
 if __name__ == "__main__":

@@ -29,14 +29,14 @@ ROWS = (
     ("encoders",),
     ("data",),
     ("train",),
-    ("_saved", "model"),
+    ("model",),
     ("metrics",),
     ("datasets", "io", "pl", "pp", "tl"),
     ("__main__",),
 )
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
-# Within a row: the private modules use each other, a model its file format, and tools check their input with pp.
-SIDEWAYS = {(a, b) for a in ROWS[0] for b in ROWS[0]} | {("model", "_saved"), ("tl", "pp")}
+# Within a row: the private modules use each other, and tools check their input with pp.
+SIDEWAYS = {(a, b) for a in ROWS[0] for b in ROWS[0]} | {("tl", "pp")}
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_a_model_that_knows_no_familiar_tissue_says_so(
     model = nh.tl.train(several, **settings)
     nh.tl.predict_expression(several, model=model, encoder=encoder, uncertainty=True, progress=False)
     assert "is NaN" not in caplog.text
-    model.novelty = None  # as of a model that was saved by an earlier version
+    model.trust = replace(model.trust, novelty=None)  # as of a model that was saved by an earlier version
     nh.tl.predict_expression(several, model=model, encoder=encoder, uncertainty=True, progress=False)
     assert several["table"].obs["nh2st_novelty"].isna().all()
     assert "obs['nh2st_novelty'] is NaN" in caplog.text
@@ -208,7 +209,7 @@ def test_uncertainty_without_held_out_tissue_is_refused_before_any_work(
 ) -> None:
     settings = {"encoder": encoder, "n_genes": 10, "max_epochs": 1, "progress": False, **small}
     model = nh.tl.train(several, **settings)
-    model.residuals = None  # as after training on one group of small sections
+    model.trust = replace(model.trust, residuals=None)  # as after training on one group of small sections
     other = nh.datasets.synthetic(width_um=1200, seed=4)
     with pytest.raises(ValueError, match=r"no residuals on held-out tissue.*several groups"):
         nh.tl.predict_expression(other, model=model, encoder=encoder, uncertainty=True, progress=False)

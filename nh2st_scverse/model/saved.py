@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.encoders._torch import trunk_of
+from nh2st_scverse.model.card import Card
+from nh2st_scverse.model.trust import COMPONENTS, NOVELTY, RESIDUALS, Trust
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.fit import seeded
-from nh2st_scverse.train.trust import Novelty, Residuals
 
 FORMAT = 3  # 2: residuals had no widths of intervals; 1: the ridge was linear, too
 FILES = ("model.json", "weights.safetensors", "history.csv")
-COMPONENTS, RESIDUALS, NOVELTY = "components", "residuals", "novelty"  # names among the weights
-KEPT = (  # attributes of a model that model.json holds under their own name
-    "genes",
-    "unit",
-    "patch_um",
-    "spacing_um",
-    "encoder",
-    "encoder_hash",
-    "encoder_dim",
-    "patch_px",
-    "stain",
-    "trained_on",
-    "seed",
-)
 
 
 def write(
@@ -112,14 +100,14 @@ def read(folder: Path, encoder: str | Encoder | None) -> dict[str, Any]:
         weights = load_file(folder / "weights.safetensors")
     except SafetensorError as error:
         raise ValueError(f"weights.safetensors in {folder} is damaged: {error}. Save the model again.") from error
-    components, residuals = weights.pop(COMPONENTS, None), weights.pop(RESIDUALS, None)
-    familiar = {k.split(".")[1]: weights.pop(k).numpy() for k in list(weights) if k.startswith(f"{NOVELTY}.")}
+    beside = [k for k in weights if k in (COMPONENTS, RESIDUALS) or k.startswith(f"{NOVELTY}.")]
+    arrays = {name: weights.pop(name).numpy() for name in beside}
     try:
         history = pd.read_csv(folder / "history.csv", float_precision="round_trip", converters={"held_out": str})
     except ValueError as error:
         raise ValueError(f"history.csv in {folder} is damaged: {error}. Save the model again.") from error
     try:
-        if components is None or about["identifier"] != identifier(about["genes"], weights):
+        if COMPONENTS not in arrays or about["identifier"] != identifier(about["genes"], weights):
             raise ValueError("genes or weights are not those that were saved")
         config = Config.from_dict(about["config"])
         layers = _layers(about["encoder"], encoder) if config.fine_tune else None
@@ -134,7 +122,8 @@ def read(folder: Path, encoder: str | Encoder | None) -> dict[str, Any]:
             members.append(member)
         index = pd.Index(about["genes"], name="gene")
         scores = pd.Series(about["pearson"], index, dtype=float, name="pearson").to_frame()
-        kept = {name: about[name] for name in KEPT}
+        card = Card.from_json({one.name: about[one.name] for one in fields(Card) if one.name in about})
+        trust = Trust.of(arrays)
     except _OtherEncoder as error:
         raise ValueError(str(error)) from None
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -147,10 +136,9 @@ def read(folder: Path, encoder: str | Encoder | None) -> dict[str, Any]:
         "config": config,
         "history": history,
         "scores": scores,
-        "components": components.numpy(),
-        "residuals": None if residuals is None else Residuals.of(residuals.numpy()),
-        "novelty": Novelty.of(familiar) if familiar else None,
-        **kept,
+        "genes": about["genes"],
+        "card": card,
+        "trust": trust,
     }
 
 

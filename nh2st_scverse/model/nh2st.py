@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import fields
 from functools import partial
 from html import escape
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nh2st_scverse import __version__
 from nh2st_scverse._logging import logger
-from nh2st_scverse._saved import COMPONENTS, FORMAT, KEPT, NOVELTY, RESIDUALS, identifier, read, write
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._torch import trunk_of
+from nh2st_scverse.model.card import Card
+from nh2st_scverse.model.saved import FORMAT, identifier, read, write
+from nh2st_scverse.model.trust import Trust, principal_genes
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.checkpoint import claim, data_hash
 from nh2st_scverse.train.fit import Interrupted, fit_member, refit_ridges, seeded
@@ -29,10 +31,10 @@ from nh2st_scverse.train.spots import Spots, stack
 from nh2st_scverse.train.task import attend_batch, predict_batch
 from nh2st_scverse.train.trust import Novelty, Residuals
 
-N_EMBEDDING = 50
 N_NAMED = 4  # genes and sections that a summary names
-ENOUGH = 50_000  # spots that tell what varies together
-PACKAGES = ("torch", "timm", "spatialdata", "anndata", "numpy")
+
+
+OWNER = {one.name: "card" for one in fields(Card)} | {one.name: "trust" for one in fields(Trust)}
 
 
 class NH2ST:
@@ -63,6 +65,8 @@ class NH2ST:
         Name of the image encoder, and hash of its weights.
     trained_on
         Training sections and the group of each.
+    card, trust
+        These and what else the model was made from; what tells how far to trust a prediction.
 
     See Also
     --------
@@ -78,48 +82,54 @@ class NH2ST:
     20
     """
 
+    # Read from the card and from what tells trust.
+    unit: str
+    patch_um: float
+    spacing_um: float
+    encoder: str
+    encoder_hash: str
+    encoder_dim: int
+    patch_px: int
+    stain: dict[str, Any] | None
+    trained_on: dict[str, str]
+    seed: int
+    interrupted: bool
+    packages: dict[str, str]
+    components: np.ndarray
+    residuals: Residuals | None
+    novelty: Novelty | None
+
     def __init__(
         self,
         *,
         members: Sequence[Member],
         genes: Sequence[str],
         config: Config,
+        card: Card,
         history: pd.DataFrame,
         scores: pd.DataFrame,
-        components: np.ndarray,
-        residuals: Residuals | None = None,
-        novelty: Novelty | None = None,
-        unit: str,
-        patch_um: float,
-        spacing_um: float,
-        encoder: str,
-        encoder_hash: str,
-        encoder_dim: int,
-        patch_px: int,
-        stain: dict[str, Any] | None,
-        trained_on: dict[str, str],
-        seed: int,
-        interrupted: bool = False,
+        trust: Trust,
     ) -> None:
         self.members = [member.eval() for member in members]
         self.genes = list(genes)
         self.config = config
+        self.card = card
         self.history = history
         self.scores = scores
-        self.components = components  # (G, n) basis of the embedding
-        self.residuals = residuals
-        self.novelty = novelty
-        self.unit = unit
-        self.patch_um = patch_um
-        self.spacing_um = spacing_um
-        self.encoder = encoder
-        self.encoder_hash = encoder_hash
-        self.encoder_dim = encoder_dim
-        self.patch_px = patch_px  # side of a patch at the input of the encoder
-        self.stain = stain  # the colours that sections take before they are encoded
-        self.trained_on = trained_on
-        self.seed = seed
-        self.interrupted = interrupted  # the user stopped the training before its end
+        self.trust = trust
+
+    def __getattr__(self, name: str) -> Any:
+        if name in OWNER and OWNER[name] in vars(self):  # not yet while it is copied
+            return deepcopy(getattr(vars(self)[OWNER[name]], name))
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OWNER:
+            raise AttributeError(f"{name} of a model cannot be set: it tells what the model was trained with.")
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *OWNER})
 
     @classmethod
     def fit(
@@ -270,20 +280,24 @@ class NH2ST:
             config=config,
             history=table[first + [c for c in table.columns if c not in first]],
             scores=pd.DataFrame({"pearson": mean}, index=pd.Index(genes, name="gene")),
-            components=principal_genes(everything),
-            residuals=Residuals.fit(*map(np.concatenate, zip(*pairs, strict=True))) if pairs else None,
-            novelty=Novelty.fit(sections, groups, seed) if sections[0].patches is None else None,
-            unit=unit,
-            patch_um=patch_um,
-            spacing_um=float(np.median([s.spacing_um for s in sections])),
-            encoder=encoder.name,
-            encoder_hash=encoder.weights_hash,
-            encoder_dim=encoder.dim or members[0].n_features,
-            patch_px=encoder.input_size,
-            stain=stain,
-            trained_on={s.name: str(g) for s, g in zip(sections, groups, strict=True)},
-            seed=seed,
-            interrupted=stopped,
+            card=Card(
+                unit=unit,
+                patch_um=patch_um,
+                spacing_um=float(np.median([s.spacing_um for s in sections])),
+                encoder=encoder.name,
+                encoder_hash=encoder.weights_hash,
+                encoder_dim=encoder.dim or members[0].n_features,
+                patch_px=encoder.input_size,
+                stain=stain,
+                trained_on={s.name: str(g) for s, g in zip(sections, groups, strict=True)},
+                seed=seed,
+                interrupted=stopped,
+            ),
+            trust=Trust(
+                components=principal_genes(everything),
+                residuals=Residuals.fit(*map(np.concatenate, zip(*pairs, strict=True))) if pairs else None,
+                novelty=Novelty.fit(sections, groups, seed) if sections[0].patches is None else None,
+            ),
         )
 
     def predict(self, section: Section, device: str = "cpu") -> np.ndarray:
@@ -441,10 +455,10 @@ class NH2ST:
         (True, True)
         """
         check_residuals(self)
-        assert self.residuals is not None
+        assert self.trust.residuals is not None
         members = self._by_member(predict_batch, section, device)
         apart = [((one - predicted)[section.usable] ** 2).mean(axis=0) for one in members]
-        return self.residuals.std(predicted, np.mean(apart, axis=0)), novelty_of(self, section)
+        return self.trust.residuals.std(predicted, np.mean(apart, axis=0)), novelty_of(self, section)
 
     def embed(self, predicted: np.ndarray) -> np.ndarray:
         """Project predictions on the axes along which those of the training sections vary.
@@ -470,7 +484,7 @@ class NH2ST:
         >>> model.embed(np.zeros((5, 20))).shape
         (5, 20)
         """
-        return predicted @ self.components
+        return predicted @ self.trust.components
 
     @property
     def identifier(self) -> str:
@@ -522,13 +536,8 @@ class NH2ST:
         >>> sorted(path.name for path in model.save("my_model").iterdir())
         ['history.csv', 'model.json', 'weights.safetensors']
         """
-        arrays = {COMPONENTS: self.components}
-        if self.residuals is not None:
-            arrays[RESIDUALS] = self.residuals.array()
-        if self.novelty is not None:
-            arrays |= {f"{NOVELTY}.{name}": values for name, values in self.novelty.arrays().items()}
         folder = Path(path)
-        write(folder, self._weights(), arrays, self._description(), self.history, overwrite=overwrite)
+        write(folder, self._weights(), self.trust.arrays(), self._description(), self.history, overwrite=overwrite)
         return folder
 
     @classmethod
@@ -576,12 +585,12 @@ class NH2ST:
             "format": FORMAT,
             "config": self.config.to_dict(),
             "identifier": self.identifier,
-            **{name: getattr(self, name) for name in KEPT},
+            "genes": self.genes,
+            **self.card.to_json(),
             "pearson": [None if np.isnan(v) else float(v) for v in self.scores["pearson"]],
             "n_members": len(self.members),
             "n_inputs": [m.network.query_projection.in_features for m in self.members],
             "n_features": first.n_features,
-            "packages": {"nh2st-scverse": __version__} | {name: version(name) for name in PACKAGES},
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -675,25 +684,18 @@ def check_context(model: NH2ST) -> None:
 
 def novelty_of(model: NH2ST, section: Section) -> np.ndarray:
     """How unlike the training tissue each spot looks (n_spots,); NaN without a usable image, or without features."""
-    novelty = np.full(section.n_spots, np.nan, dtype=np.float32)
-    if model.novelty is not None and section.features is not None:
-        novelty[section.usable] = model.novelty.score(section.features[section.usable])
-    return novelty
+    told = np.full(section.n_spots, np.nan, dtype=np.float32)
+    novelty = model.trust.novelty
+    if novelty is not None and section.features is not None:
+        told[section.usable] = novelty.score(section.features[section.usable])
+    return told
 
 
 def check_residuals(model: NH2ST) -> None:
     """Raise ValueError for a model that cannot tell how far its predictions may be off."""
-    if model.residuals is None:
+    if model.trust.residuals is None:
         raise ValueError(
             "The model knows no residuals on held-out tissue, from which uncertainty is told: its training sections "
             "were one group and too small to hold a block out of them, or it was saved by an early version. Train it "
             "on several groups (groups=), or without groups= so that every section is one."
         )
-
-
-def principal_genes(predicted: np.ndarray) -> np.ndarray:
-    """Basis (G, n) of the embedding: what varies together in predictions (N, G) scaled to variance 1 by gene."""
-    predicted = predicted[:: -(-len(predicted) // ENOUGH)] if len(predicted) else predicted
-    scale = predicted.std(axis=0) + 1e-6
-    _, _, basis = np.linalg.svd((predicted - predicted.mean(axis=0)) / scale, full_matrices=False)
-    return (basis[:N_EMBEDDING].T / scale[:, None]).astype(np.float32)
