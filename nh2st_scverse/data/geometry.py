@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from geopandas import GeoDataFrame
 from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
@@ -80,6 +81,14 @@ def is_hexagonal(xy: np.ndarray) -> bool:
     angle = np.arctan2(step[:, 1], step[:, 0])
     six, four = (abs(np.exp(1j * n * angle).mean()) for n in (6, 4))  # 1 when all angles are multiples of 60°, of 90°
     return bool(six > 0.8 and four < 0.5)
+
+
+def spot_diameter(shapes: GeoDataFrame, geometry: Geometry) -> float:
+    """Mean width of circles, or of polygons, in µm."""
+    bounds = shapes.geometry.bounds  # of polygons; squares that touch do not overlap
+    wide = shapes["radius"].mean() * 2 if "radius" in shapes else (bounds["maxx"] - bounds["minx"]).mean()
+    scale = np.sqrt(abs(np.linalg.det(geometry.levels[0].from_shapes[:2, :2]))) * geometry.microns_per_pixel
+    return float(wide * scale)
 
 
 def image_levels(image: DataArray | DataTree) -> list[DataArray]:

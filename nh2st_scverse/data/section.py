@@ -6,17 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from skimage.filters import gaussian, threshold_otsu
 from spatialdata import SpatialData
 
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_allowances, check_unique, choose_key
-from nh2st_scverse.data.geometry import Geometry, apply_affine, locate, spot_spacing
+from nh2st_scverse.data.checks import on_image, placement, raise_or_log
+from nh2st_scverse.data.geometry import Geometry, locate, spot_spacing
 from nh2st_scverse.data.neighbours import Neighbours, neighbourhoods
-from nh2st_scverse.data.patches import overhang, thumbnail
+from nh2st_scverse.data.patches import overhang
 
 PATCH_PER_SPACING = 0.75  # default patch: 75 µm on Visium, 150 µm on legacy ST, about 1.5 spot diameters
-COARSEST_PATCH = 32  # px of the image that a patch must span: below, nuclei are no longer seen
 
 
 @dataclass
@@ -191,7 +190,8 @@ def _section(
             "spatialdata.match_sdata_to_table(sdata, ...)."
         )
     geometry = replace(geometry, coordinates=geometry.coordinates[position], instances=instances)
-    usable = check_placement(geometry, name, allowed)
+    raise_or_log(placement(geometry, name), allowed, section=name)
+    usable = on_image(geometry)
     xy_um = geometry.pixels() * geometry.microns_per_pixel
     spacing = spot_spacing(xy_um)
     if not spacing > 0:
@@ -215,79 +215,6 @@ def check_image_keys(image_key: str | Mapping[str, str] | None, objects: Iterabl
         )
 
 
-def check_placement(geometry: Geometry, name: str, allowed: frozenset[str] = frozenset()) -> np.ndarray:
-    """Check that spots lie on the image and on tissue, and not with x and y swapped. Returns (n,) bool: on the image.
-
-    Raises
-    ------
-    ValueError
-        Most spots are outside the image; x and y look swapped; most spots are on glass (unless allowed).
-    """
-    xy, size = geometry.pixels(), geometry.levels[0].size
-    inside = ((xy >= 0) & (xy < np.array(size))).all(axis=1)
-    swapped_inside = float(((xy[:, ::-1] >= 0) & (xy[:, ::-1] < np.array(size))).all(axis=1).mean())
-    if inside.mean() < 0.5:
-        hint = (
-            "With x and y swapped they would be inside: swap the columns of the coordinates"
-            if swapped_inside > 0.9
-            else "The image may be a downscaled copy: give it its scale with "
-            "spatialdata.transformations.set_transformation"
-        )
-        raise ValueError(
-            f"{(~inside).mean():.0%} of the spots of {name!r} are outside image {geometry.image_key!r} ({size[0]} x "
-            f"{size[1]} px): x reaches from {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f}, y from "
-            f"{xy[:, 1].min():.0f} to "
-            f"{xy[:, 1].max():.0f}. {hint}."
-        )
-    on, swapped = on_tissue(geometry)
-    if on < 0.88 and swapped > on + 0.1:
-        if "off_tissue" not in allowed:
-            raise ValueError(
-                f"x and y of the spots of {name!r} look swapped: {on:.0%} of them are on tissue, "
-                f"{swapped:.0%} would be "
-                "with x and y exchanged. Swap the columns of the coordinates (obsm['spatial'] is x, y), or pass "
-                "allow='off_tissue' if this is right."
-            )
-    elif on < 0.5 and "off_tissue" not in allowed:
-        raise ValueError(
-            f"Only {on:.0%} of the spots of {name!r} are on tissue in {geometry.image_key!r}: spots and image "
-            "do not fit "
-            "(another section, a flip, or a wrong scale). Look with "
-            "sdata.pl.render_images().pl.render_shapes().pl.show(); "
-            "pass allow='off_tissue' if this is right."
-        )
-    if on < 0.8:
-        logger.warning("Only %.0f %% of the spots of %r are on tissue.", 100 * on, name)
-    if not inside.all():
-        logger.warning("%d spots of %r are outside the image: not predicted.", int((~inside).sum()), name)
-    return np.asarray(inside)
-
-
-def on_tissue(geometry: Geometry) -> tuple[float, float]:
-    """Fraction of spots on tissue, as they are and with x and y swapped."""
-    picture, level = thumbnail(geometry)
-    tissue = tissue_of(picture)
-    step = level.size[0] / picture.shape[1]
-    xy = apply_affine(level.from_shapes, geometry.coordinates) / step
-
-    def fraction(points: np.ndarray) -> float:
-        at = np.floor(points).astype(int)
-        inside = ((at >= 0) & (at < tissue.shape[::-1])).all(axis=1)
-        return float(tissue[at[inside, 1], at[inside, 0]].sum() / len(at))
-
-    return fraction(xy), fraction(xy[:, ::-1])
-
-
-def tissue_of(picture: np.ndarray) -> np.ndarray:
-    """What is more colourful than glass on a picture (h, w, 3), by Otsu's threshold on its saturation: (h, w) bool."""
-    picture = picture.astype(np.float32)
-    brightest = picture.max(axis=2)
-    saturation = gaussian((brightest - picture.min(axis=2)) / np.maximum(brightest, 1), 3)
-    if np.ptp(saturation) < 1e-3:
-        return np.zeros(saturation.shape, dtype=bool)
-    return np.asarray(saturation > threshold_otsu(saturation))
-
-
 def patch_size(sections: Iterable[Section]) -> float:
     """The default patch in µm, from the spacing of the spots of all sections.
 
@@ -304,23 +231,3 @@ def patch_size(sections: Iterable[Section]) -> float:
             "that is right pass patch_um=; if not, microns_per_pixel is wrong in one of them."
         )
     return round(PATCH_PER_SPACING * float(np.median(list(spacings.values()))), 1)
-
-
-def check_resolution(section: Section, patch_um: float, allow: str | Iterable[str] = ()) -> None:
-    """Raise ValueError when the image is too coarse for the patch, unless ``allow`` has ``"coarse"``."""
-    resolution = section.geometry.microns_per_pixel
-    pixels = patch_um / resolution
-    if pixels >= COARSEST_PATCH:
-        return
-    message = (
-        f"Image {section.geometry.image_key!r} is too coarse: {resolution:.2f} µm per pixel ("
-        f"{section.geometry.microns_source}), so that a patch of {patch_um:.0f} µm is only {pixels:.0f} px wide, where "
-        f"at least {COARSEST_PATCH} px are expected ({patch_um / COARSEST_PATCH:.2f} µm per pixel)."
-    )
-    if "coarse" not in as_allowances(allow):
-        raise ValueError(
-            f"{message} Is there a full-resolution image (for visium(): fullres_image_file=...)? Pass "
-            "allow='coarse' to "
-            "go on with this one, at a loss of accuracy."
-        )
-    logger.warning("%s Going on as told.", message)

@@ -15,9 +15,10 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel
 from xarray import Dataset, DataTree
 
+from nh2st_scverse.data.checks import tissue_of
 from nh2st_scverse.data.geometry import Geometry
 from nh2st_scverse.data.patches import thumbnail
-from nh2st_scverse.data.section import Section, tissue_of
+from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 
 METHODS = ("none", "reinhard", "macenko", "vahadane")

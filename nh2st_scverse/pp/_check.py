@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
-from nh2st_scverse._constants import KEY, VISIUM_PITCH_UM
-from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import as_allowances, check_positive, check_unique, choose_key
+from nh2st_scverse._constants import KEY
+from nh2st_scverse._logging import quiet
+from nh2st_scverse._validators import ALLOWANCES, as_allowances, check_positive, check_unique, choose_key
+from nh2st_scverse.data import checks
+from nh2st_scverse.data.checks import Problem
 from nh2st_scverse.data.expression import is_logged, matrix
-from nh2st_scverse.data.geometry import Geometry, is_hexagonal, locate, locate_image, spot_spacing
-from nh2st_scverse.data.patches import best_level, overhang
-from nh2st_scverse.data.quality import image_quality, places_on
-from nh2st_scverse.data.section import (
-    COARSEST_PATCH,
-    PATCH_PER_SPACING,
-    Section,
-    check_image_keys,
-    check_placement,
-    find_sections,
-    on_tissue,
-)
+from nh2st_scverse.data.geometry import locate, locate_image, spot_diameter, spot_spacing
+from nh2st_scverse.data.quality import places_on
+from nh2st_scverse.data.section import PATCH_PER_SPACING, check_image_keys, find_sections
 from nh2st_scverse.data.tissue import detect_tissue
 
-INPUT = 224  # px of an encoder's patch, for the pyramid level that is named
-FEW_PIXELS = 64  # px of the image in a patch: below, nuclei are a few pixels wide
-DOWNSCALED = 1.5  # µm per pixel above which an image named hires or lowres is taken for the copy that it is
-# The details of 15 real sections are at most 4.5 µm, or 1.8 px where pixels are coarse; blurred by 4 µm or 2 px they
-# are at least 6.8 µm and 2.6 px. The stain of their tissue is 0.038 to 0.088; at half of it, 0.017 to 0.029.
-BLURRED_UM, BLURRED_PX = 6.0, 2.25
-PALE = 0.03
-DARK = 40.0  # of 255; theirs is 98 to 165
 COLOURS = {"ok": "", "warning": "background:#fff3cd;color:#664d03", "error": "background:#f8d7da;color:#842029"}
 
 
@@ -79,15 +65,27 @@ class _Lines(list[dict[str, str]]):
 
     section = ""
 
-    def add(self, check: str, found: str, *, status: str = "ok", remedy: str = "") -> None:
-        self.append(dict(zip(COLUMNS, (self.section, check, found, status, remedy), strict=True)))
+    def show(self, problems: Iterable[Problem]) -> None:
+        self.extend(
+            dict(zip(COLUMNS, (self.section, p.check, p.found, p.status, p.remedy), strict=True)) for p in problems
+        )
 
-    def warn_if(self, wrong: bool, check: str, found: str, remedy: str) -> None:
-        self.add(check, found, status="warning" if wrong else "ok", remedy=remedy if wrong else "")
+    def add(
+        self, check: str, found: str, *, status: Literal["ok", "warning", "error"] = "ok", remedy: str = ""
+    ) -> None:
+        self.show([Problem(check, found, status, remedy)])
 
-    def error(self, check: str, error: Exception) -> None:
-        found, *rest = re.split(r"(?<!e\.g)\. ", str(error.args[0]), maxsplit=1)
-        self.add(check, found, status="error", remedy="".join(rest))
+    @contextmanager
+    def errors(self, check: str) -> Iterator[None]:
+        """Whatever is raised inside is a line."""
+        try:
+            yield
+        except Exception as error:
+            text = str(error.args[0]) if error.args else ""
+            if not isinstance(error, KeyError | ValueError | TypeError):  # not ours: of which kind helps to find it
+                text = f"{type(error).__name__}: {text}"
+            found, *rest = re.split(r"(?<!e\.g)\. ", text or repr(error), maxsplit=1)
+            self.add(check, found, status="error", remedy="".join(rest))
 
 
 def check(
@@ -155,32 +153,31 @@ def check(
         check_positive(patch_um, argument="patch_um")
     allowed = as_allowances(allow)
     lines = _Lines()
-    try:
+    with lines.errors("image"):
         check_image_keys(image_key, [sdata])
-    except KeyError as error:
-        lines.error("image", error)
     regions: list[str] = []
-    annotating = [key for key, table in sdata.tables.items() if table.uns.get("spatialdata_attrs")]
-    if table_key is not None or annotating:
-        try:
+    with lines.errors("table"):
+        annotating = [key for key, table in sdata.tables.items() if table.uns.get("spatialdata_attrs")]
+        if table_key is not None or annotating:
             table_key = choose_key(annotating, table_key, what="tables that annotate spots", argument="table_key")
             regions = _regions(sdata, table_key, shapes_key, lines)
-            _table(sdata, table_key, layer, lines)
-        except KeyError as error:
-            lines.error("table", error)
-            table_key = None
-    elif sdata.shapes:
-        lines.add("table", "none: a model's prediction makes one, training needs counts")
-        regions = [shapes_key] if shapes_key is not None else list(sdata.shapes)
-    else:
-        lines.add("table", "none: nh.tl.predict_expression(slide, model=model) makes a grid and a table")
-        _slide(sdata, image_key if isinstance(image_key, str) else None, microns_per_pixel, patch_um, lines)
+            unique = _table(sdata, table_key, layer, lines)
+            table_key = table_key if unique else None
+        elif sdata.shapes:
+            lines.add("table", "none: a model's prediction makes one, training needs counts")
+            regions = [shapes_key] if shapes_key is not None else list(sdata.shapes)
+        else:
+            lines.add("table", "none: nh.tl.predict_expression(slide, model=model) makes a grid and a table")
+            with lines.errors("image"):
+                _slide(sdata, image_key if isinstance(image_key, str) else None, microns_per_pixel, patch_um, lines)
 
     spacings: dict[str, float] = {}
     for region in regions:
         lines.section = region
         image = image_key.get(region) if isinstance(image_key, Mapping) else image_key
-        _section(sdata, region, table_key, image, microns_per_pixel, allowed, patch_um, spacings, lines)
+        with lines.errors("image"):
+            spacing = _section(sdata, region, table_key, image, microns_per_pixel, allowed, patch_um, lines)
+            spacings |= {region: spacing} if spacing > 0 else {}
     lines.section = ""
     if patch_um is None and spacings and max(spacings.values()) > 1.25 * min(spacings.values()):
         found = ", ".join(f"{name}: {spacing:.0f} µm" for name, spacing in spacings.items())
@@ -202,53 +199,43 @@ def _regions(sdata: SpatialData, table_key: str, shapes_key: str | None, lines: 
     return found
 
 
-def _table(sdata: SpatialData, table_key: str, layer: str | None, lines: _Lines) -> None:
+def _table(sdata: SpatialData, table_key: str, layer: str | None, lines: _Lines) -> bool:
+    """Names and counts of a table. Returns whether its rows and genes can be told from each other."""
     table = sdata.tables[table_key]
     lines.add("table", f"{table_key!r}: {table.n_obs} spots x {table.n_vars} genes")
-    doubled = False
+    before = len(lines)
     for names, what in ((table.obs_names, "obs_names"), (table.var_names, "var_names")):
-        try:
+        with lines.errors(what):
             check_unique(names, what=what, remedy=f"sdata.tables[{table_key!r}].{what}_make_unique()")
-        except ValueError as error:
-            lines.error(what, error)
-            doubled = True
-    if not doubled:
+    unique = len(lines) == before
+    if unique:
         lines.add("names", "of spots and genes are unique")
-    try:
+    with lines.errors("expression"):
         logged = is_logged(matrix(table, layer))
-    except (KeyError, ValueError) as error:
-        lines.error("expression", error)
-        return
-    where = "X" if layer is None else f"layer {layer!r}"
-    predicted = KEY in table.uns and KEY not in table.layers
-    lines.warn_if(
-        predicted,
-        "expression",
-        f"{'logarithms, used as they are' if logged else 'counts'} in {where}" + (", predicted" if predicted else ""),
-        "X holds a prediction: do not train on it or compare with it",
-    )
+        where = "X" if layer is None else f"layer {layer!r}"
+        predicted = KEY in table.uns and KEY not in table.layers
+        found = f"{'logarithms, used as they are' if logged else 'counts'} in {where}" + ", predicted" * predicted
+        remedy = "X holds a prediction: do not train on it or compare with it"
+        lines.show([checks.ok_unless(predicted, "expression", found, remedy)])
+    return unique
 
 
 def _slide(
     sdata: SpatialData, image_key: str | None, microns_per_pixel: float | None, patch_um: float | None, lines: _Lines
 ) -> None:
-    try:
-        geometry = locate_image(sdata, image_key=image_key, microns_per_pixel=microns_per_pixel)
-    except (KeyError, ValueError) as error:
-        lines.error("image", error)
-        return
+    geometry = locate_image(sdata, image_key=image_key, microns_per_pixel=microns_per_pixel)
     lines.section = geometry.image_key
-    _image(geometry, lines)
+    lines.show(checks.image(geometry))
     if patch_um is not None:
-        _patch(geometry, patch_um, frozenset(), lines)
-    tissue = detect_tissue(geometry, min_piece_um=200.0)
-    share = float(np.mean(tissue.mask)) if tissue.mask is not None else 0.0
-    area = share * np.prod(geometry.levels[0].size) * geometry.microns_per_pixel**2 / 1e6
-    lines.warn_if(
-        not share, "tissue", f"{share:.0%} of the image, {area:.3g} mm²", "mark it and call nh.pp.grid(tissue_key=)"
-    )
-    if share:
-        _quality(geometry, places_on(tissue), lines)
+        lines.show(checks.resolution(geometry, patch_um))
+    with lines.errors("tissue"):
+        tissue = detect_tissue(geometry, min_piece_um=200.0)
+        share = float(np.mean(tissue.mask)) if tissue.mask is not None else 0.0
+        area = share * np.prod(geometry.levels[0].size) * geometry.microns_per_pixel**2 / 1e6
+        found, remedy = f"{share:.0%} of the image, {area:.3g} mm²", "mark it and call nh.pp.grid(tissue_key=)"
+        lines.show([checks.ok_unless(not share, "tissue", found, remedy)])
+        if share:
+            lines.show(checks.quality(geometry, places_on(tissue)))
 
 
 def _section(
@@ -259,168 +246,34 @@ def _section(
     microns_per_pixel: float | None,
     allowed: frozenset[str],
     patch_um: float | None,
-    spacings: dict[str, float],
     lines: _Lines,
-) -> None:
-    try:
-        choose_key(sdata.shapes, region, what="shapes", argument="shapes_key")
-        geometry = locate(sdata, region, image_key=image_key, microns_per_pixel=microns_per_pixel)
-    except (KeyError, ValueError) as error:
-        lines.error("image", error)
-        return
-    if table_key is not None:
-        try:
+) -> float:
+    """The lines of one section. Returns the spacing of its spots in µm, NaN when there is none."""
+    choose_key(sdata.shapes, region, what="shapes", argument="shapes_key")
+    geometry = locate(sdata, region, image_key=image_key, microns_per_pixel=microns_per_pixel)
+    where = checks.allowed(checks.placement(geometry, region), allowed)
+    misplaced = any(p.status == "error" for p in where)
+    if table_key is not None and not misplaced:
+        with lines.errors("spots"), quiet():
             _, (section,) = find_sections(
                 sdata,
                 table_key=table_key,
                 shapes_key=region,
                 image_key=image_key,
                 microns_per_pixel=microns_per_pixel,
-                allow=("coarse", "off_tissue"),
+                allow=ALLOWANCES,
             )
             geometry = section.geometry
-        except (KeyError, ValueError) as error:
-            known = any(line["status"] == "error" and str(error.args[0]).startswith(line["found"]) for line in lines)
-            if not known and "outside image" not in str(error):
-                lines.error("spots", error)
-    _image(geometry, lines)
-    xy_um = geometry.pixels() * geometry.microns_per_pixel
-    spacing = spot_spacing(xy_um) if len(xy_um) > 1 else np.nan
+    spacing = spot_spacing(geometry.pixels() * geometry.microns_per_pixel) if len(geometry.coordinates) > 1 else np.nan
     if not spacing > 0:
-        return
-    spacings[region] = spacing
-    _spots(sdata, region, geometry, spacing, lines)
-    usable = _placement(geometry, region, allowed, lines)
-    _patch(geometry, round(PATCH_PER_SPACING * spacing, 1) if patch_um is None else patch_um, allowed, lines)
-    if usable.any():
-        _quality(geometry, geometry.pixels()[usable], lines)
-
-
-def warn(section: Section, sdata: SpatialData, patch_um: float, allowed: frozenset[str]) -> None:
-    """Log what :func:`check` would warn of in a section that a tool is about to use.
-
-    What is an error there, the tool has raised before; where spots lie, it has warned of.
-    """
-    lines = _Lines()
-    _image(section.geometry, lines)
-    _spots(sdata, section.name.split(":")[-1], section.geometry, section.spacing_um, lines)
-    _patch(section.geometry, patch_um, allowed, lines)
-    _quality(section.geometry, section.geometry.pixels()[section.usable], lines)
-    known = ("full resolution", "patch") if "coarse" in allowed else ()
-    for line in lines:
-        if line["status"] == "warning" and line["check"] not in known:
-            logger.warning("%s, %s: %s; %s", section.name, line["check"], line["found"], line["remedy"])
-
-
-def _image(geometry: Geometry, lines: _Lines) -> None:
-    width, height = geometry.levels[0].size
-    n = len(geometry.levels)
-    lines.add("image", f"{geometry.image_key!r}, {width} x {height} px, {n} level{'s' if n > 1 else ''}")
-    microns = geometry.microns_per_pixel
-    lines.warn_if(
-        not 0.05 <= microns <= 10,
-        "µm per pixel",
-        f"{microns:.4g} ({geometry.microns_source})",
-        "no slide has this: pass microns_per_pixel=",
+        lines.show(checks.image(geometry))
+        return np.nan
+    patch = round(PATCH_PER_SPACING * spacing, 1) if patch_um is None else patch_um
+    found = checks.in_section(
+        geometry,
+        diameter_um=spot_diameter(sdata.shapes[region], geometry),
+        spacing_um=spacing,
+        patch_um=patch,
     )
-    copy = any(word in geometry.image_key.lower() for word in ("hires", "lowres")) and microns > DOWNSCALED
-    if copy:
-        lines.add(
-            "full resolution",
-            f"{geometry.image_key!r} is Space Ranger's downscaled copy",
-            status="warning",
-            remedy="is there a full-resolution image? spatialdata_io.visium(path, fullres_image_file=...)",
-        )
-
-
-def _spots(sdata: SpatialData, region: str, geometry: Geometry, spacing: float, lines: _Lines) -> None:
-    shapes = sdata.shapes[region]
-    bounds = shapes.geometry.bounds  # of polygons; squares that touch do not overlap
-    wide = shapes["radius"].mean() * 2 if "radius" in shapes else (bounds["maxx"] - bounds["minx"]).mean()
-    scale = np.sqrt(abs(np.linalg.det(geometry.levels[0].from_shapes[:2, :2]))) * geometry.microns_per_pixel
-    diameter = float(wide * scale)
-    hexagonal = is_hexagonal(geometry.pixels())
-    lines.warn_if(
-        diameter > 1.1 * spacing,
-        "spots",
-        f"{len(geometry.coordinates)}, {diameter:.1f} µm wide, {spacing:.1f} µm apart"
-        + (", hexagonal" if hexagonal else ""),
-        "they overlap: is their radius right, and microns_per_pixel?",
-    )
-    # such circles on a hexagonal grid are Visium's, whatever µm per pixel says
-    visium = hexagonal and 0.5 < diameter / spacing < 0.75
-    if visium and abs(spacing / VISIUM_PITCH_UM - 1) > 0.1:
-        lines.add(
-            "spot spacing",
-            f"{spacing:.1f} µm in what looks like a Visium grid of {VISIUM_PITCH_UM:.0f} µm",
-            status="warning",
-            remedy=f"microns_per_pixel={geometry.microns_per_pixel * VISIUM_PITCH_UM / spacing:.4g} would fit",
-        )
-
-
-def _placement(geometry: Geometry, region: str, allowed: frozenset[str], lines: _Lines) -> np.ndarray:
-    """Which spots are on the image; none where they do not fit."""
-    on, swapped = on_tissue(geometry)
-    found = f"{on:.0%} of the spots are on tissue; swapped, {swapped:.0%} would be"
-    try:
-        usable = check_placement(geometry, region, allowed)
-    except ValueError as error:
-        lines.error("x and y", error)
-        return np.zeros(len(geometry.coordinates), dtype=bool)
-    lines.warn_if(
-        on < 0.8,
-        "x and y",
-        found,
-        "look with sdata.pl.render_images().pl.render_shapes().pl.show()",
-    )
-    outside = int((~usable).sum())
-    if outside:
-        lines.add(
-            "spots outside",
-            f"{outside} of {len(usable)} are outside the image and not predicted",
-            status="warning",
-            remedy="is the image cropped?",
-        )
-    return usable
-
-
-def _patch(geometry: Geometry, size: float, allowed: frozenset[str], lines: _Lines) -> None:
-    pixels = size / geometry.microns_per_pixel
-    level = best_level(geometry, size, INPUT)
-    position = next(i for i, one in enumerate(geometry.levels) if one is level)
-    read = f"read from level {position} ({level.microns_per_pixel:.3g} µm per pixel)"
-    found = f"{size:g} µm, {pixels:.0f} px of the image; {read}"
-    border = int(overhang(geometry, size).sum())
-    if border:
-        found += f"; {border} reach over the border and are padded"
-    if pixels < COARSEST_PATCH:
-        lines.add(
-            "patch",
-            f"{found}. Too coarse: at least {COARSEST_PATCH} px are expected",
-            status="warning" if "coarse" in allowed else "error",
-            remedy="take the full-resolution image (for visium(): fullres_image_file=...), or pass allow='coarse'",
-        )
-    else:
-        lines.warn_if(
-            pixels < FEW_PIXELS, "patch", found, "nuclei are a few pixels wide: is there an image of higher resolution?"
-        )
-
-
-def _quality(geometry: Geometry, places: np.ndarray, lines: _Lines) -> None:
-    found = image_quality(geometry, places)
-    sharp = found.detail_um <= max(BLURRED_UM, BLURRED_PX * found.pixel_um)
-    details = f"the finest details are of {found.detail_um:.1f} µm"
-    lines.warn_if(
-        not sharp,
-        "focus",
-        f"{'sharp' if sharp else 'blurred'}: {details}" if np.isfinite(found.detail_um) else "no details at all",
-        "out of focus, or enlarged from a smaller image: is there a sharper one?",
-    )
-    dark, pale = found.brightness < DARK, found.stain < PALE
-    how = "very dark" if dark else "pale" if pale else "as usual"
-    lines.warn_if(
-        dark or pale,
-        "stain",
-        f"{how}: optical density {found.stain:.3f}, brightness of tissue {found.brightness:.0f} of 255",
-        "is it H&E in bright light?" if dark else "pass stain='reinhard' to nh.tl.train",
-    )
+    lines.show(checks.allowed([*found, *where], allowed))
+    return spacing

@@ -15,19 +15,19 @@ from spatialdata import SpatialData
 
 from nh2st_scverse._constants import FEATURES, LOG_UNIT
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import as_allowances, check_positive
+from nh2st_scverse._validators import check_positive
+from nh2st_scverse.data.checks import in_section, raise_or_log
 from nh2st_scverse.data.cluster import check_client
 from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, matrix, smooth, to_dense
 from nh2st_scverse.data.feature_cache import FeatureCache
 from nh2st_scverse.data.features import encode, look_up
-from nh2st_scverse.data.geometry import is_hexagonal
+from nh2st_scverse.data.geometry import is_hexagonal, spot_diameter
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches
-from nh2st_scverse.data.section import Section, check_image_keys, check_resolution, find_sections, patch_size
+from nh2st_scverse.data.section import Section, check_image_keys, find_sections, patch_size
 from nh2st_scverse.data.stain import Restained, colour_map, fit_reference, recolour
 from nh2st_scverse.encoders import Encoder, Precomputed
 from nh2st_scverse.encoders._turned import Turned
 from nh2st_scverse.nn import Config
-from nh2st_scverse.pp._check import warn
 
 
 @dataclass
@@ -71,8 +71,9 @@ def collect(
     named = _groups(groups, sections, tables, owner, list(objects))
     size = patch_size(sections) if patch_um is None else patch_um
     for section, name in zip(sections, owner, strict=True):
-        check_resolution(section, size, allow)
-        warn(section, objects[name], size, as_allowances(allow))
+        diameter = spot_diameter(objects[name].shapes[section.name.split(":")[-1]], section.geometry)
+        problems = in_section(section.geometry, diameter_um=diameter, spacing_um=section.spacing_um, patch_um=size)
+        raise_or_log(problems, allow, section=section.name)
     return Prepared(sections, tables, named, [objects[name] for name in owner], size)
 
 

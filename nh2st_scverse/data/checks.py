@@ -1,0 +1,284 @@
+"""What is wrong with a section, as values: the tools raise or log them, ``pp.check`` shows them.
+
+Nothing here raises, logs or changes anything, but for :func:`raise_or_log`. Each function also says what is right, so
+that ``pp.check`` shows what will be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from skimage.filters import gaussian, threshold_otsu
+
+from nh2st_scverse._constants import VISIUM_PITCH_UM
+from nh2st_scverse._logging import logger
+from nh2st_scverse._validators import as_allowances
+from nh2st_scverse.data.geometry import Geometry, apply_affine, is_hexagonal
+from nh2st_scverse.data.patches import best_level, overhang, thumbnail
+from nh2st_scverse.data.quality import image_quality
+
+INPUT_PX = 224  # of an encoder's patch, for the pyramid level that is named
+COARSEST_PATCH = 32  # px of the image that a patch must span: below, nuclei are no longer seen
+COARSE_PATCH = 64  # px: below, nuclei are a few pixels wide
+DOWNSCALED = 1.5  # µm per pixel above which an image named hires or lowres is taken for the copy that it is
+# The details of 15 real sections are at most 4.5 µm, or 1.8 px where pixels are coarse; blurred by 4 µm or 2 px they
+# are at least 6.8 µm and 2.6 px. The stain of their tissue is 0.038 to 0.088; at half of it, 0.017 to 0.029.
+BLURRED_UM, BLURRED_PX = 6.0, 2.25
+PALE = 0.03
+DARK = 40.0  # of 255; theirs is 98 to 165
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that was looked at: right (``"ok"``), doubtful or wrong."""
+
+    check: str  # what was looked at
+    found: str
+    status: Literal["ok", "warning", "error"] = "ok"
+    remedy: str = ""  # the call that mends it
+    allow: str = ""  # the allowance with which an error is gone on with, and a warning not repeated
+
+    def __str__(self) -> str:
+        return f"{self.found}. {self.remedy}".rstrip(". ") + "."
+
+
+def ok_unless(wrong: bool, check: str, found: str, remedy: str, *, allow: str = "") -> Problem:
+    """A warning with its remedy when something is wrong, else a line that says what was found."""
+    return Problem(check, found, "warning", remedy, allow) if wrong else Problem(check, found)
+
+
+def allowed(problems: Iterable[Problem], allow: str | Iterable[str]) -> list[Problem]:
+    """The same problems; errors that `allow` names are warnings."""
+    names = as_allowances(allow)
+    return [replace(p, status="warning") if p.status == "error" and p.allow in names else p for p in problems]
+
+
+def raise_or_log(problems: Iterable[Problem], allow: str | Iterable[str] = (), *, section: str = "") -> None:
+    """Raise the errors that `allow` does not name, and log what is left to warn of.
+
+    Raises
+    ------
+    ValueError
+        All errors, one a line.
+    """
+    problems, names = list(problems), as_allowances(allow)
+    errors = [str(p) for p in problems if p.status == "error" and p.allow not in names]
+    if errors:
+        raise ValueError("\n".join(errors))
+    where = f"{section}, " if section else ""
+    for p in problems:
+        if p.status == "error":
+            logger.warning("%s%s: %s. Going on as told.", where, p.check, p.found)
+        elif p.status == "warning" and p.allow not in names:
+            logger.warning("%s%s: %s%s", where, p.check, p.found, f"; {p.remedy}" if p.remedy else "")
+
+
+def in_section(geometry: Geometry, *, diameter_um: float, spacing_um: float, patch_um: float) -> list[Problem]:
+    """All that is looked at in one section but :func:`placement`, which comes before its spots are used for anything.
+
+    Parameters
+    ----------
+    geometry
+        Its spots on its image.
+    diameter_um, spacing_um
+        Of its spots.
+    patch_um
+        Side of a patch.
+    """
+    usable = on_image(geometry)
+    found = [
+        *image(geometry),
+        *spots(geometry, diameter_um=diameter_um, spacing_um=spacing_um),
+        *resolution(geometry, patch_um),
+    ]
+    return found + quality(geometry, geometry.pixels()[usable]) if usable.any() else found
+
+
+def image(geometry: Geometry) -> list[Problem]:
+    """Which image, how large, at which resolution."""
+    width, height = geometry.levels[0].size
+    n, microns = len(geometry.levels), geometry.microns_per_pixel
+    found = [
+        Problem("image", f"{geometry.image_key!r}, {width} x {height} px, {n} level{'s' if n > 1 else ''}"),
+        ok_unless(
+            not 0.05 <= microns <= 10,
+            "µm per pixel",
+            f"{microns:.4g} ({geometry.microns_source})",
+            "no slide has this: pass microns_per_pixel=",
+        ),
+    ]
+    if any(word in geometry.image_key.lower() for word in ("hires", "lowres")) and microns > DOWNSCALED:
+        found.append(
+            Problem(
+                "full resolution",
+                f"{geometry.image_key!r} is Space Ranger's downscaled copy",
+                "warning",
+                "is there a full-resolution image? spatialdata_io.visium(path, fullres_image_file=...)",
+                allow="coarse",
+            )
+        )
+    return found
+
+
+def spots(geometry: Geometry, *, diameter_um: float, spacing_um: float) -> list[Problem]:
+    """How wide spots are, how far apart, and whether that is what the array has that they look like."""
+    hexagonal = is_hexagonal(geometry.pixels())
+    found = [
+        ok_unless(
+            diameter_um > 1.1 * spacing_um,
+            "spots",
+            f"{len(geometry.coordinates)}, {diameter_um:.1f} µm wide, {spacing_um:.1f} µm apart"
+            + (", hexagonal" if hexagonal else ""),
+            "they overlap: is their radius right, and microns_per_pixel?",
+        )
+    ]
+    # such circles on a hexagonal grid are Visium's, whatever µm per pixel says
+    visium = hexagonal and 0.5 < diameter_um / spacing_um < 0.75
+    if visium and abs(spacing_um / VISIUM_PITCH_UM - 1) > 0.1:
+        found.append(
+            Problem(
+                "spot spacing",
+                f"{spacing_um:.1f} µm in what looks like a Visium grid of {VISIUM_PITCH_UM:.0f} µm",
+                "warning",
+                f"microns_per_pixel={geometry.microns_per_pixel * VISIUM_PITCH_UM / spacing_um:.4g} would fit",
+            )
+        )
+    return found
+
+
+def on_image(geometry: Geometry) -> np.ndarray:
+    """Spots whose centre lies on the image: (n,) bool."""
+    xy = geometry.pixels()
+    return np.asarray(((xy >= 0) & (xy < np.array(geometry.levels[0].size))).all(axis=1))
+
+
+def placement(geometry: Geometry, name: str) -> list[Problem]:
+    """Whether spots lie on the image and on tissue, and not with x and y swapped."""
+    xy, size = geometry.pixels(), geometry.levels[0].size
+    inside = on_image(geometry)
+    if inside.mean() < 0.5:
+        swapped_inside = ((xy[:, ::-1] >= 0) & (xy[:, ::-1] < np.array(size))).all(axis=1).mean()
+        found = (
+            f"{(~inside).mean():.0%} of the spots of {name!r} are outside image {geometry.image_key!r} ({size[0]} x "
+            f"{size[1]} px): x reaches from {xy[:, 0].min():.0f} to {xy[:, 0].max():.0f}, y from "
+            f"{xy[:, 1].min():.0f} to {xy[:, 1].max():.0f}"
+        )
+        remedy = (
+            "With x and y swapped they would be inside: swap the columns of the coordinates"
+            if swapped_inside > 0.9
+            else "The image may be a downscaled copy: give it its scale with "
+            "spatialdata.transformations.set_transformation"
+        )
+        return [Problem("x and y", found, "error", remedy)]
+
+    on, swapped = on_tissue(geometry)
+    if on < 0.88 and swapped > on + 0.1:
+        where = Problem(
+            "x and y",
+            f"x and y of the spots of {name!r} look swapped: {on:.0%} of them are on tissue, {swapped:.0%} would be "
+            "with x and y exchanged",
+            "error",
+            "Swap the columns of the coordinates (obsm['spatial'] is x, y), or pass allow='off_tissue' if it is right",
+            allow="off_tissue",
+        )
+    elif on < 0.5:
+        where = Problem(
+            "x and y",
+            f"Only {on:.0%} of the spots of {name!r} are on tissue in {geometry.image_key!r}: spots and image do not "
+            "fit (another section, a flip, or a wrong scale)",
+            "error",
+            "Look with sdata.pl.render_images().pl.render_shapes().pl.show(); pass allow='off_tissue' if this is right",
+            allow="off_tissue",
+        )
+    else:
+        where = ok_unless(
+            on < 0.8,
+            "x and y",
+            f"{on:.0%} of the spots are on tissue; swapped, {swapped:.0%} would be",
+            "look with sdata.pl.render_images().pl.render_shapes().pl.show()",
+            allow="off_tissue",
+        )
+    if inside.all():
+        return [where]
+    outside = f"{int((~inside).sum())} spots of {name!r} are outside the image: not predicted"
+    return [where, Problem("spots outside", outside, "warning", "is the image cropped?")]
+
+
+def on_tissue(geometry: Geometry) -> tuple[float, float]:
+    """Fraction of spots on tissue, as they are and with x and y swapped."""
+    picture, level = thumbnail(geometry)
+    tissue = tissue_of(picture)
+    step = level.size[0] / picture.shape[1]
+    xy = apply_affine(level.from_shapes, geometry.coordinates) / step
+
+    def fraction(points: np.ndarray) -> float:
+        at = np.floor(points).astype(int)
+        inside = ((at >= 0) & (at < tissue.shape[::-1])).all(axis=1)
+        return float(tissue[at[inside, 1], at[inside, 0]].sum() / len(at))
+
+    return fraction(xy), fraction(xy[:, ::-1])
+
+
+def tissue_of(picture: np.ndarray) -> np.ndarray:
+    """What is more colourful than glass on a picture (h, w, 3), by Otsu's threshold on its saturation: (h, w) bool."""
+    picture = picture.astype(np.float32)
+    brightest = picture.max(axis=2)
+    saturation = gaussian((brightest - picture.min(axis=2)) / np.maximum(brightest, 1), 3)
+    if np.ptp(saturation) < 1e-3:
+        return np.zeros(saturation.shape, dtype=bool)
+    return np.asarray(saturation > threshold_otsu(saturation))
+
+
+def resolution(geometry: Geometry, patch_um: float) -> list[Problem]:
+    """Whether the image is fine enough for a patch."""
+    microns = geometry.microns_per_pixel
+    pixels = patch_um / microns
+    level = best_level(geometry, patch_um, INPUT_PX)
+    position = next(i for i, one in enumerate(geometry.levels) if one is level)
+    found = (
+        f"{patch_um:g} µm, {pixels:.0f} px of the image; read from level {position} ({level.microns_per_pixel:.3g} µm "
+        "per pixel)"
+    )
+    border = int(overhang(geometry, patch_um).sum())
+    if border:
+        found += f"; {border} reach over the border and are padded"
+    if pixels >= COARSEST_PATCH:
+        few = pixels < COARSE_PATCH
+        remedy = "nuclei are a few pixels wide: is there an image of higher resolution?"
+        return [ok_unless(few, "patch", found, remedy, allow="coarse")]
+    found += (
+        f". Image {geometry.image_key!r} is too coarse: {microns:.2f} µm per pixel ({geometry.microns_source}), so "
+        f"that a patch of {patch_um:.0f} µm is only {pixels:.0f} px wide, where at least {COARSEST_PATCH} px are "
+        f"expected ({patch_um / COARSEST_PATCH:.2f} µm per pixel)"
+    )
+    remedy = (
+        "Is there a full-resolution image (for visium(): fullres_image_file=...)? Pass allow='coarse' to go on with "
+        "this one, at a loss of accuracy"
+    )
+    return [Problem("patch", found, "error", remedy, allow="coarse")]
+
+
+def quality(geometry: Geometry, places: np.ndarray) -> list[Problem]:
+    """Focus and stain at some places (n, 2) on tissue, in pixels of the finest level."""
+    found = image_quality(geometry, places)
+    sharp = found.detail_um <= max(BLURRED_UM, BLURRED_PX * found.pixel_um)
+    details = f"the finest details are of {found.detail_um:.1f} µm"
+    dark, pale = found.brightness < DARK, found.stain < PALE
+    how = "very dark" if dark else "pale" if pale else "as usual"
+    return [
+        ok_unless(
+            not sharp,
+            "focus",
+            f"{'sharp' if sharp else 'blurred'}: {details}" if np.isfinite(found.detail_um) else "no details at all",
+            "out of focus, or enlarged from a smaller image: is there a sharper one?",
+        ),
+        ok_unless(
+            dark or pale,
+            "stain",
+            f"{how}: optical density {found.stain:.3f}, brightness of tissue {found.brightness:.0f} of 255",
+            "is it H&E in bright light?" if dark else "pass stain='reinhard' to nh.tl.train",
+        ),
+    ]
