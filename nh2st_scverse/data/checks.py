@@ -45,6 +45,14 @@ class Problem:
         return f"{self.found}. {self.remedy}".rstrip(". ") + "."
 
 
+class Refused(ValueError):
+    """Problems that a tool does not go on with."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
 def ok_unless(wrong: bool, check: str, found: str, remedy: str, *, allow: str = "") -> Problem:
     """A warning with its remedy when something is wrong, else a line that says what was found."""
     return Problem(check, found, "warning", remedy, allow) if wrong else Problem(check, found)
@@ -61,13 +69,13 @@ def raise_or_log(problems: Iterable[Problem], allow: str | Iterable[str] = (), *
 
     Raises
     ------
-    ValueError
-        All errors, one a line.
+    Refused
+        A ValueError with all errors, one a line.
     """
     problems, names = list(problems), as_allowances(allow)
-    errors = [str(p) for p in problems if p.status == "error" and p.allow not in names]
+    errors = [p for p in problems if p.status == "error" and p.allow not in names]
     if errors:
-        raise ValueError("\n".join(errors))
+        raise Refused(errors)
     where = f"{section}, " if section else ""
     for p in problems:
         if p.status == "error":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -251,10 +251,8 @@ def _section(
     """The lines of one section. Returns the spacing of its spots in µm, NaN when there is none."""
     choose_key(sdata.shapes, region, what="shapes", argument="shapes_key")
     geometry = locate(sdata, region, image_key=image_key, microns_per_pixel=microns_per_pixel)
-    where = checks.allowed(checks.placement(geometry, region), allowed)
-    misplaced = any(p.status == "error" for p in where)
-    if table_key is not None and not misplaced:
-        with lines.errors("spots"), quiet():
+    if table_key is not None:
+        with lines.errors("spots"), suppress(checks.Refused), quiet():  # where spots lie is shown below
             _, (section,) = find_sections(
                 sdata,
                 table_key=table_key,
@@ -275,5 +273,5 @@ def _section(
         spacing_um=spacing,
         patch_um=patch,
     )
-    lines.show(checks.allowed([*found, *where], allowed))
+    lines.show(checks.allowed([*found, *checks.placement(geometry, region)], allowed))
     return spacing
