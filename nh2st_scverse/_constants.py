@@ -22,3 +22,9 @@ TARGET_SUM = 1e4
 
 N_NODES = 9
 """Nodes of a neighbourhood: the spot itself and its 8 nearest spots."""
+
+LEVELS = (0.5, 0.8, 0.95)
+"""Shares of the measured values that intervals are told for."""
+
+SCORES = ("pearson", "spearman", "mse", "mae", "variance_ratio")
+"""Scores of a gene that predictions are compared by, functions of :mod:`nh2st_scverse.metrics`."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 ALLOWANCES = ("coarse", "off_tissue")
+LONGEST_NAME = 200  # a file system takes 255
 
 
 def choose_key(found: Mapping[str, Any] | Iterable[str], key: str | None, *, what: str, argument: str) -> str:
@@ -51,7 +52,13 @@ def check_positive(value: float, *, argument: str) -> None:
 
 def check_name(name: Any, *, argument: str) -> None:
     """Raise ValueError unless `name` can be written to zarr: letters, digits, dots, dashes and underscores."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name, flags=re.ASCII) or name.startswith("__"):
+    if isinstance(name, str) and len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"Expected {argument} to be a name of at most {LONGEST_NAME} characters (it is written to zarr, and begins "
+            f"names that are longer), found {len(name)}: {name[:20]!r}..."
+        )
+    written = isinstance(name, str) and re.fullmatch(r"[\w.-]+", name, flags=re.ASCII)
+    if not written or name.startswith("__") or not name.strip("."):
         raise ValueError(
             f"Expected {argument} to be a name of letters, digits, '.', '-' and '_' (it is written to zarr), "
             f"found {name!r}."

@@ -24,13 +24,13 @@ PARTS = ("data", "datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "tl"
 
 # A file imports from its own part and from the rows above it. CONTRIBUTING.md shows the same table.
 ROWS = (
-    ("_constants", "_logging", "_options", "_threads", "_validators"),
+    ("_constants", "_keys", "_logging", "_options", "_threads", "_validators"),
     ("nn",),
     ("encoders",),
     ("data",),
     ("train",),
     ("model",),
-    ("metrics",),
+    ("metrics", "prediction"),
     ("datasets", "io", "pl", "pp", "tl"),
     ("__main__",),
 )

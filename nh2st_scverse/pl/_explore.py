@@ -166,7 +166,7 @@ class Shown:
         self.key = key
         found, sections = find_sections(
             sdata,
-            table_key=find_prediction(sdata, key, table_key),
+            table_key=find_prediction(sdata, key, table_key, recorded=False),
             shapes_key=shapes_key,
             image_key=image_key,
             microns_per_pixel=microns_per_pixel,

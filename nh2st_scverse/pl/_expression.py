@@ -18,7 +18,7 @@ from matplotlib.image import AxesImage
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY, LOG_UNIT
-from nh2st_scverse._validators import check_positive, choose_key
+from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.expression import is_logged, log_normalise, matrix, to_dense
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
@@ -32,6 +32,7 @@ from nh2st_scverse.pl._figure import (
     section_title,
     tissue_panels,
 )
+from nh2st_scverse.prediction import find_prediction
 
 N_DEFAULT = 4  # genes when none are named
 QUANTILES = (0.02, 0.98)  # between which the colours run: a few spots with very many counts do not flatten the rest
@@ -131,7 +132,7 @@ def expression(
     >>> nh.pl.expression(sdata, shapes_key="section_0_spots")
     """
     check_positive(size, argument="size")
-    table_key = find_prediction(sdata, key, table_key)
+    table_key = find_prediction(sdata, key, table_key, recorded=False)
     table = sdata.tables[table_key]
     panel = choose_genes(table, key, genes)
     predicted = predicted_values(table, key, panel)  # (n_spots, G)
@@ -216,36 +217,6 @@ def draw_colour_bar(ax: Axes, spots: Collection | AxesImage, values: np.ndarray,
     inset = ax.inset_axes((1.03, 0.08, 0.04, 0.84))  # part of the panel: it never meets another one
     bar = ax.figure.colorbar(spots, cax=inset, label=label, extend=extend[bool(below), bool(above)])
     bar.outline.set_visible(False)  # type: ignore[operator]
-
-
-def find_prediction(sdata: SpatialData, key: str, table_key: str | None) -> str:
-    """The table that has predictions under `key`."""
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(
-            f"Expected a SpatialData object, found {type(sdata).__name__}. Make one with nh.io.from_anndata(adata, "
-            "image, microns_per_pixel=...) or spatialdata_io.visium(path)."
-        )
-    if table_key is not None:
-        choose_key(sdata.tables, table_key, what="tables", argument="table_key")
-    tables = {name: table for name, table in sdata.tables.items() if table_key in (None, name)}
-    having = [name for name, table in tables.items() if _has_prediction(table, key)]
-    if not having:
-        others = sorted({n for t in tables.values() for n in t.layers if n is not None and n in t.var})
-        raise KeyError(
-            f"Expected predictions under key={key!r} in {list(tables)}, found none"
-            + (f" (there are some under {others}: pass key=)" if others else "")
-            + ". Make them with nh.tl.predict_expression(sdata)."
-        )
-    return choose_key(having, None, what=f"tables with predictions under {key!r}", argument="table_key")
-
-
-def _has_prediction(table: AnnData, key: str) -> bool:
-    return key in table.layers or _only_predictions(table, key)
-
-
-def _only_predictions(table: AnnData, key: str) -> bool:
-    """Whether X itself is the prediction, as in a table made with ``table_added``."""
-    return not (key in table.layers or key in table.var) and key in table.uns and f"{key}_pearson" in table.var
 
 
 def choose_genes(table: AnnData, key: str, genes: str | Sequence[str] | None) -> list[str]:

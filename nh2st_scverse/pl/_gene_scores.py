@@ -130,7 +130,7 @@ def _scores(data: SpatialData | AnnData | pd.DataFrame, key: str, table_key: str
         frame, pearson, ceiling = data, "pearson", "ceiling"
     else:
         if not isinstance(data, AnnData):
-            table_key = find_prediction(data, key, table_key)
+            table_key = find_prediction(data, key, table_key, recorded=False)
             data = data.tables[table_key]
         frame, pearson, ceiling = data.var, f"{key}_pearson", f"{key}_ceiling"
     if pearson not in frame:

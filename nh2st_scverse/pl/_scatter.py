@@ -98,7 +98,7 @@ def scatter(
     """
     check_positive(size, argument="size")
     check_positive(ncols, argument="ncols")
-    table_key = find_prediction(sdata, key, table_key)
+    table_key = find_prediction(sdata, key, table_key, recorded=False)
     table = sdata.tables[table_key]
     if key not in table.layers:
         raise ValueError(

@@ -137,7 +137,7 @@ def slide_map(
         raise ValueError(f"Expected alpha to be above 0 and at most 1, found {alpha!r}.")
     if isinstance(ncols, bool) or not isinstance(ncols, int) or ncols < 1:
         raise ValueError(f"Expected ncols to be a whole number above 0, found {ncols!r}.")
-    table_key = find_prediction(sdata, key, table_key)
+    table_key = find_prediction(sdata, key, table_key, recorded=False)
     table = sdata.tables[table_key]
     panel = choose_genes(table, key, genes)
     if genes is None:

@@ -80,7 +80,7 @@ def spatially_variable(
     """
     if n_top < 0:
         raise ValueError(f"Expected n_top of 0 or more, found {n_top}.")
-    table_key = find_prediction(sdata, key, table_key)
+    table_key = find_prediction(sdata, key, table_key, recorded=False)
     found = sdata.tables[table_key].uns.get(f"{key}_moran")
     if not isinstance(found, pd.DataFrame):
         raise KeyError(

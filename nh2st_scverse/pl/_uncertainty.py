@@ -112,7 +112,7 @@ def uncertainty(
     >>> nh.pl.uncertainty(sdata)
     """
     check_positive(size, argument="size")
-    table_key = find_prediction(sdata, key, table_key)
+    table_key = find_prediction(sdata, key, table_key, recorded=False)
     table = sdata.tables[table_key]
     if f"{key}_std" not in table.layers:
         raise KeyError(

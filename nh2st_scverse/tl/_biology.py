@@ -18,7 +18,8 @@ from nh2st_scverse._threads import threads
 from nh2st_scverse._validators import ALLOWANCES, check_positive
 from nh2st_scverse.data.expression import measured
 from nh2st_scverse.data.section import find_sections
-from nh2st_scverse.tl._evaluate import check_unit, find_prediction
+from nh2st_scverse.prediction import find_prediction
+from nh2st_scverse.tl._evaluate import check_unit
 
 N_NEIGHBOURS = 6  # spots that Moran's I compares a spot with: those around it on a hexagonal array
 FEWEST = 20  # spots of a section

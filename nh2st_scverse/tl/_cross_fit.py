@@ -18,9 +18,9 @@ from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, novelty_of, principal_genes
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain
+from nh2st_scverse.prediction import Prediction, check_free, check_size, write
+from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, border, collect, fit_stain, leave_features
 from nh2st_scverse.tl._train import choose_encoder, fit
-from nh2st_scverse.tl._write import check_free, check_size, write
 from nh2st_scverse.train.folds import Fold, make_folds
 from nh2st_scverse.train.trust import Residuals
 
@@ -88,19 +88,21 @@ def cross_fit(
         "folds": json.dumps([fold.name for fold in folds]),
         "mean_pearson": float(pd.Series(scores).mean()),
     }
-    write(
-        sdata,
-        prepared,
-        panel,
-        predicted,
-        scores,
-        principal_genes(everything),
-        about,
-        key_added,
-        table_added,
-        list(zip(spreads, novelty, strict=True)) if uncertainty else [],
-        widths,
+    values = np.concatenate(predicted)
+    prediction = Prediction(
+        genes=panel,
+        values=values,
+        pearson=scores,
+        embedding=values @ principal_genes(everything),
+        border=border(prepared, config),
+        about=about,
+        std=np.concatenate(spreads) if uncertainty else None,
+        widths=widths,
+        novelty=np.concatenate(novelty) if uncertainty else None,
     )
+    rows = np.concatenate([section.rows for section in prepared.sections])
+    write(sdata, prepared.tables[0], rows, prediction, key=key_added, table_added=table_added)
+    leave_features(prepared)
 
 
 def fit_fold(

@@ -12,6 +12,7 @@ import pandas as pd
 from spatialdata import SpatialData
 
 from nh2st_scverse import metrics
+from nh2st_scverse._constants import SCORES
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_one_of
 from nh2st_scverse.data.section import Section
@@ -19,7 +20,7 @@ from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.nn import Config
 from nh2st_scverse.tl import _baselines
 from nh2st_scverse.tl._cross_fit import fields_that_fit, fit_fold, outer_folds
-from nh2st_scverse.tl._evaluate import SCORES, ceilings
+from nh2st_scverse.tl._evaluate import ceilings
 from nh2st_scverse.tl._prepare import add_expression, add_images, collect, fit_stain, leave_features
 from nh2st_scverse.tl._splits import outer_groups
 from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder

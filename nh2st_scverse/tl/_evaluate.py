@@ -13,12 +13,11 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from nh2st_scverse import metrics
-from nh2st_scverse._constants import KEY
+from nh2st_scverse._constants import KEY, SCORES
+from nh2st_scverse._keys import Keys
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import choose_key
 from nh2st_scverse.data.expression import is_logged, matrix, measured
-
-SCORES = ("pearson", "spearman", "mse", "mae", "variance_ratio")
+from nh2st_scverse.prediction import check_free, find_prediction, put
 
 
 def evaluate(
@@ -68,8 +67,12 @@ def evaluate(
     >>> nh.tl.evaluate(sdata).shape
     (30, 7)
     """
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
     table_key = find_prediction(sdata, key, table_key)
     table = sdata.tables[table_key]
+    keys = Keys(key)
+    check_free(table, key, keys.of_evaluation, argument="key")
     genes = table.var_names[table.var[key].to_numpy(dtype=bool)]
     check_unit(table, key)
     columns = table.var_names.get_indexer(genes)
@@ -92,29 +95,13 @@ def evaluate(
     result = pd.concat(parts).groupby(level=0, sort=False).mean().loc[genes].rename_axis("gene")
     result["of_ceiling"] = result["pearson"] / result["ceiling"].where(result["ceiling"] > 0.05)
 
-    for name in (*SCORES, "ceiling"):
-        table.var[f"{key}_{name}"] = result[name].reindex(table.var_names)
-    table.uns[f"{key}_scores"] = {f"mean_{name}": float(result[name].mean()) for name in result} | {
-        "n_genes": len(genes),
-        "n_sections": len(parts),
+    means = {f"mean_{name}": float(result[name].mean()) for name in result}
+    entries: dict[tuple[str, str], Any] = {
+        ("var", keys.evaluated(name)): result[name].reindex(table.var_names) for name in (*SCORES, "ceiling")
     }
+    entries["uns", keys.scores] = means | {"n_genes": len(genes), "n_sections": len(parts)}
+    put(table, key, entries, clear=keys.of_evaluation)
     return result.sort_values("pearson", ascending=False)
-
-
-def find_prediction(sdata: SpatialData, key: str, table_key: str | None) -> str:
-    """The table that has a prediction and what it is compared with."""
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
-    holding = {
-        k: t for k, t in sdata.tables.items() if key in t.layers and key in t.var and "json" in t.uns.get(key, {})
-    }
-    if not holding:
-        raise KeyError(
-            f"No table has a prediction {key!r}; found "
-            f"{ {k: list(t.layers) for k, t in sdata.tables.items()} } (layers of the "
-            "tables). Predict first with nh.tl.predict_expression(sdata), or pass key= as its key_added=."
-        )
-    return choose_key(holding, table_key, what=f"tables with a prediction {key!r}", argument="table_key")
 
 
 def has_counts(table: AnnData, layer: str | None) -> bool:

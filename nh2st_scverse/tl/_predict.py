@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
@@ -22,10 +23,10 @@ from nh2st_scverse.encoders._torch import pick_device
 from nh2st_scverse.model import NH2ST, check_residuals
 from nh2st_scverse.nn import Config
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
+from nh2st_scverse.prediction import Prediction, check_added, check_free, check_genes, check_size, in_x, write
 from nh2st_scverse.tl._cross_fit import cross_fit
-from nh2st_scverse.tl._prepare import add_images, collect
+from nh2st_scverse.tl._prepare import add_images, border, collect, leave_features
 from nh2st_scverse.tl._train import DEVICES, check_trainer
-from nh2st_scverse.tl._write import check_free, check_genes, check_size, write
 
 
 def predict_expression(
@@ -172,9 +173,7 @@ def predict_expression(
         table_added = table_added or "table"
     if table_added is not None:
         check_name(table_added, argument="table_added")
-        elements = [name for _, name, _ in sdata.gen_elements()]
-        if table_added in elements:
-            raise ValueError(f"table_added={table_added!r} is there already, among {elements}: choose another name.")
+        check_added(sdata, table_added, key_added)
     encoding = {"progress": progress, "cache_dir": cache_dir, "client": client}
     if model is not None:
         given = {"groups": groups, "patch_um": patch_um, "layer": layer, "checkpoint_dir": checkpoint_dir, **settings}
@@ -228,8 +227,9 @@ def _with_model(
     table = prepared.tables[0]
     if annotated is not sdata:
         table.obsm["spatial"] = prepared.sections[0].geometry.pixels()
-    elif table_added is None and key_added in table.uns and key_added not in table.layers:
+    elif table_added is None and in_x(table, key_added):
         table_added = next(key for key, one in sdata.tables.items() if one is table)  # predicted before: replaced
+        check_added(sdata, table_added, key_added)
     if table_added is None:
         check_size(table)
         check_free(table, key_added)
@@ -251,19 +251,28 @@ def _with_model(
     predicted = [model.predict(section, on) for section in prepared.sections]
     of = zip(prepared.sections, predicted, strict=True)
     doubts = [model.uncertainty(section, values, on) for section, values in of] if uncertainty else []
-    scores = model.scores["pearson"].to_numpy()
-    about = model.provenance() | {"cross_fitted": False}
-    widths = model.residuals.widths if uncertainty and model.residuals is not None else None
-    found = predicted, scores, model.components, about, key_added, table_added, doubts, widths
-    if new is None:
-        write(sdata, prepared, model.genes, *found)
-        return
-    add_grid(sdata, *new)
+    values = np.concatenate(predicted)
+    prediction = Prediction(
+        genes=model.genes,
+        values=values,
+        pearson=model.scores["pearson"].to_numpy(),
+        embedding=values @ model.components,
+        border=border(prepared, model.config),
+        about=model.provenance() | {"cross_fitted": False},
+        std=np.concatenate([std for std, _ in doubts]) if uncertainty else None,
+        widths=model.residuals.widths if uncertainty and model.residuals is not None else None,
+        novelty=np.concatenate([novelty for _, novelty in doubts]) if uncertainty else None,
+    )
+    rows = np.concatenate([section.rows for section in prepared.sections])
+    if new is not None:
+        add_grid(sdata, *new)
     try:
-        write(sdata, prepared, model.genes, *found)
+        write(sdata, table, rows, prediction, key=key_added, table_added=table_added)
     except BaseException:
-        del sdata.shapes[new[0]]
+        if new is not None:
+            del sdata.shapes[new[0]]
         raise
+    leave_features(prepared)
 
 
 def _is_annotated(sdata: SpatialData, keys: dict[str, Any]) -> bool:

@@ -261,6 +261,12 @@ def _cached(section: Section, table: AnnData, mark: str) -> np.ndarray | None:
     return values if np.isfinite(values[section.usable]).all() else None
 
 
+def border(prepared: Prepared, config: Config) -> np.ndarray:
+    """Spots of all sections whose widest patch reaches over the border of the image: (n,) bool."""
+    field_um = prepared.patch_um * max(config.fields)
+    return np.concatenate([section.border(field_um) for section in prepared.sections])
+
+
 def leave_features(prepared: Prepared) -> None:
     """Keep the features in the tables, for the next call."""
     for keep in prepared.caches.values():

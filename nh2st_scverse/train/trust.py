@@ -10,9 +10,9 @@ from scipy.optimize import nnls
 from scipy.stats import norm
 from sklearn.decomposition import PCA
 
+from nh2st_scverse._constants import LEVELS
 from nh2st_scverse.data.section import Section
 
-LEVELS = (0.5, 0.8, 0.95)  # shares of the measured values that intervals are told for
 LEAST = 1e-3  # of the variance of the gene: no prediction is certain
 MOST = 0.5  # of the variance that disagreement takes off: members that disagree much are not right together
 N_COMPONENTS = 16

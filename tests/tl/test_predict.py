@@ -27,6 +27,7 @@ WRITTEN = {
     "table.var.nh2st",
     "table.var.nh2st_pearson",
     "table.obs.nh2st_border",
+    "table.obs.nh2st_predicted",
     "table.obsm.X_nh2st",
     "table.uns.nh2st",
     "table.obsm.nh2st_features",
@@ -145,7 +146,7 @@ def test_predicting_again_replaces_the_old_result(two: SpatialData, quick: dict[
 def test_a_layer_that_no_memory_holds_is_refused(
     two: SpatialData, model: nh.NH2ST, encoder: Any, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nh2st_scverse.tl._write.LARGEST", 1000)
+    monkeypatch.setattr("nh2st_scverse.prediction.LARGEST", 1000)
     for given in (quick, {"model": model, "encoder": encoder}):
         with pytest.raises(ValueError, match=r"would take 0 GB of memory: pass table_added='predicted'"):
             nh.tl.predict_expression(two, **given)

@@ -87,7 +87,7 @@ def test_a_failure_leaves_the_slide_as_it_was(
     assert snapshot(slide) == before
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="at the very end"):
         patched.setattr(
-            "nh2st_scverse.tl._predict.write", lambda *_: (_ for _ in ()).throw(RuntimeError("at the very end"))
+            "nh2st_scverse.tl._predict.write", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("at the very end"))
         )
         nh.tl.predict_expression(slide, model=model, encoder=encoder, progress=False)
     assert snapshot(slide) == before
