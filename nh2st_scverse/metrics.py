@@ -31,7 +31,7 @@ Floats: TypeAlias = NDArray[np.float64]
 WINDOW = 7  # spots: side of the window that ssim compares, the usual one
 
 
-def pearson(measured: ArrayLike, predicted: ArrayLike) -> Floats:
+def pearson(measured: ArrayLike, predicted: ArrayLike, *, constant: float = np.nan) -> Floats:
     """Pearson correlation of each gene over the spots.
 
     Parameters
@@ -40,10 +40,12 @@ def pearson(measured: ArrayLike, predicted: ArrayLike) -> Floats:
         Measured expression, shape (n_spots, n_genes).
     predicted
         Predicted expression, same shape and unit; NaN where there is no prediction.
+    constant
+        What a prediction counts that is constant where the measured values vary. The tools take 0.
 
     Returns
     -------
-    Correlations, shape (n_genes,). NaN for a gene that is constant, measured or predicted, over the spots that count.
+    Correlations, shape (n_genes,). NaN for a gene whose measured values are constant over the spots that count.
 
     Raises
     ------
@@ -60,10 +62,10 @@ def pearson(measured: ArrayLike, predicted: ArrayLike) -> Floats:
     >>> nh.metrics.pearson([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]], [[0.1, 0.3], [0.2, 0.2], [0.3, 0.1]])
     array([ 1., nan])
     """
-    return _correlation(*_pair(measured, predicted))
+    return _correlation(*_pair(measured, predicted), constant)
 
 
-def spearman(measured: ArrayLike, predicted: ArrayLike) -> Floats:
+def spearman(measured: ArrayLike, predicted: ArrayLike, *, constant: float = np.nan) -> Floats:
     """Spearman rank correlation of each gene over the spots; ties get their mean rank.
 
     Parameters
@@ -72,11 +74,12 @@ def spearman(measured: ArrayLike, predicted: ArrayLike) -> Floats:
         Measured expression, shape (n_spots, n_genes).
     predicted
         Predicted expression, same shape; NaN where there is no prediction.
+    constant
+        As in :func:`pearson`.
 
     Returns
     -------
-    Rank correlations, shape (n_genes,). NaN for a gene that is constant, measured or predicted, over the spots that
-    count.
+    Rank correlations, shape (n_genes,). NaN for a gene whose measured values are constant over the spots that count.
 
     Raises
     ------
@@ -99,6 +102,7 @@ def spearman(measured: ArrayLike, predicted: ArrayLike) -> Floats:
     return _correlation(
         stats.rankdata(x, axis=0, nan_policy="omit"),
         stats.rankdata(y, axis=0, nan_policy="omit"),
+        constant,
     )
 
 
@@ -475,9 +479,11 @@ def _centred(values: Floats) -> Floats:
     return np.where(known & (highest == lowest), 0.0, values - _mean(values))
 
 
-def _correlation(x: Floats, y: Floats) -> Floats:
+def _correlation(x: Floats, y: Floats, constant: float) -> Floats:
     x, y = _centred(x), _centred(y)
-    return np.clip(_divide(_mean(x * y), np.sqrt(_mean(x**2)) * np.sqrt(_mean(y**2))), -1, 1)
+    of_x, of_y = np.sqrt(_mean(x**2)), np.sqrt(_mean(y**2))
+    r = np.clip(_divide(_mean(x * y), of_x * of_y), -1, 1)
+    return np.where((of_x > 0) & (of_y == 0), constant, r)
 
 
 def _divide(numerator: Floats, denominator: NDArray[Any]) -> Floats:

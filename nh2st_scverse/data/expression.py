@@ -30,6 +30,7 @@ def matrix(adata: AnnData, layer: str | None) -> Any:
     name = "X" if layer is None else f"layer {layer!r}"
     if x is None:
         raise ValueError(f"Expected expression in {name}, found nothing. Pass layer= one of {available}.")
+    x = _numbers(x, name)
     values = x.data if sp.issparse(x) else np.asarray(x)
     if not np.isfinite(values).all():
         raise ValueError(
@@ -40,8 +41,33 @@ def matrix(adata: AnnData, layer: str | None) -> Any:
         raise ValueError(
             f"Expected counts (or their logarithm) in {name}, found negative values down to {values.min():.3g}. Scaled "
             f"data cannot be used: pass layer= with the counts. Available layers: {available}."
+            + (
+                " What is in raw becomes one by adata.layers['raw'] = adata.raw[:, adata.var_names].X."
+                if adata.raw is not None
+                else ""
+            )
         )
     return x
+
+
+def _numbers(x: Any, name: str) -> Any:
+    """A matrix in memory, sparse or dense, of numbers; one that is lazy, on disk or of objects is read."""
+    for read in ("compute", "to_memory"):  # dask, and matrices that stay on disk
+        if hasattr(x, read):
+            x = getattr(x, read)()
+    if not sp.issparse(x):
+        x = np.asarray(x)
+    elif x.format not in ("csr", "csc"):
+        x = x.tocsr()
+    if x.dtype.kind in "biuf":
+        return x
+    try:
+        return x.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected numbers in {name}, found values of type {x.dtype} ({error}). Make them numbers: "
+            "adata.X = adata.X.astype('float32'), or pass layer= with the counts."
+        ) from None
 
 
 def is_logged(x: Any) -> bool:

@@ -14,12 +14,11 @@ from sklearn.metrics import adjusted_rand_score
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._keys import Keys
 from nh2st_scverse._threads import threads
-from nh2st_scverse._validators import ALLOWANCES, check_positive
-from nh2st_scverse.data.expression import measured
-from nh2st_scverse.data.section import find_sections
-from nh2st_scverse.prediction import find_prediction
-from nh2st_scverse.tl._evaluate import check_unit
+from nh2st_scverse._validators import check_positive
+from nh2st_scverse.prediction import check_free, put
+from nh2st_scverse.tl._evaluate import compare
 
 N_NEIGHBOURS = 6  # spots that Moran's I compares a spot with: those around it on a hexagonal array
 FEWEST = 20  # spots of a section
@@ -39,6 +38,7 @@ def biology(
     """Compare what measured and predicted expression say about the tissue: patterns, clusters, genes that go together.
 
     Everything is computed on the predicted genes alone, once from their measured and once from their predicted values.
+    No image is needed, only the places of the spots.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def biology(
     resolution
         Of the Leiden clusters.
     microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
+        Not needed any more, since no image is: earlier calls pass it.
     seed
         Of the clusters.
 
@@ -86,7 +86,7 @@ def biology(
     KeyError
         No such prediction.
     ValueError
-        Predictions in another unit than the measured expression, fewer than 20 predicted spots in every section, fewer
+        As :func:`evaluate`; no places of the spots, fewer than 20 predicted spots in every section, fewer
         than 4 genes, or arguments out of range.
 
     See Also
@@ -104,40 +104,54 @@ def biology(
     if isinstance(n_top, bool) or not isinstance(n_top, int | np.integer) or n_top < 1:
         raise ValueError(f"Expected n_top to be a whole number of at least 1, found {n_top!r}.")
     check_positive(resolution, argument="resolution")
-    table_key = find_prediction(sdata, key, table_key)
-    table = sdata.tables[table_key]
-    check_unit(table, key)
-    genes = table.var_names[table.var[key].to_numpy(dtype=bool)]
+    pair = compare(sdata, key=key, table_key=table_key, layer=layer)
+    check_free(pair.table, key, Keys(key).of_biology, argument="key")
+    genes = pd.Index(pair.genes)
     if len(genes) < 4:
         raise ValueError(f"Expected at least 4 predicted genes to compare, found {len(genes)}.")
-    columns = table.var_names.get_indexer(genes)
-    values = {"measured": measured(table, layer, columns), "predicted": np.asarray(table.layers[key])[:, columns]}
-    _, sections = find_sections(sdata, table_key=table_key, microns_per_pixel=microns_per_pixel, allow=ALLOWANCES)
+    predicted = np.isfinite(pair.predicted).all(axis=1)
     rows, patterns = {}, []
-    for section in sections:
-        there = np.isfinite(values["predicted"][section.rows]).all(axis=1)
+    for name in pd.unique(pair.regions):
+        there = (pair.regions == name) & predicted
         if there.sum() < FEWEST:
             continue
-        own = {name: x[section.rows[there]] for name, x in values.items()}
+        own = {"measured": pair.measured[there], "predicted": pair.predicted[there]}
         vary = np.all([np.ptp(x, axis=0) > 0 for x in own.values()], axis=0)
         if vary.sum() < 4:
             continue
         adata = AnnData(
             own["measured"][:, vary],
             var=pd.DataFrame(index=genes[vary]),
-            obsm={"spatial": section.xy_um[there]},
+            obsm={"spatial": places(sdata, pair.table, pair.own[there], name)},
             layers={"predicted": own["predicted"][:, vary]},
         )
         with threads():
             row, moran = _compare(adata, n_top, resolution, seed)
-        rows[section.name] = {"n_spots": int(there.sum()), "n_genes": int(vary.sum())} | row
-        patterns.append(moran.assign(section=section.name))
+        rows[name] = {"n_spots": int(there.sum()), "n_genes": int(vary.sum())} | row
+        patterns.append(moran.assign(section=name))
     if not rows:
         raise ValueError(
             f"Expected at least {FEWEST} predicted spots and 4 varying genes in a section, found no such one."
         )
-    table.uns[f"{key}_moran"] = pd.concat(patterns, ignore_index=True)[["section", "gene", "measured", "predicted"]]
+    found = pd.concat(patterns, ignore_index=True)[["section", "gene", "measured", "predicted"]]
+    keys = Keys(key)
+    put(pair.table, key, {("uns", keys.moran): found}, clear=keys.of_biology)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("section")
+
+
+def places(sdata: SpatialData, table: AnnData, rows: np.ndarray, name: str) -> np.ndarray:
+    """Centres (n, 2) of some rows of a table, of one section, in the unit of its shapes; no image is needed."""
+    if name in sdata.shapes:
+        centres = sdata.shapes[name].geometry.centroid
+        at = centres.index.get_indexer(table.obs[table.uns["spatialdata_attrs"]["instance_key"]].iloc[rows])
+        if (at >= 0).all():
+            return np.column_stack([centres.x, centres.y])[at]
+    if "spatial" in table.obsm:
+        return np.asarray(table.obsm["spatial"], dtype=float)[rows, :2]
+    raise ValueError(
+        f"Expected the places of the spots of {name!r}, found neither shapes of this name with their ids "
+        f"(shapes: {list(sdata.shapes)}) nor obsm['spatial'] in the table. Add one of the two."
+    )
 
 
 def _compare(adata: AnnData, n_top: int, resolution: float, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,13 @@ from spatialdata import SpatialData
 
 from nh2st_scverse import metrics
 from nh2st_scverse._constants import KEY, SCORES
-from nh2st_scverse._keys import Keys
+from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
-from nh2st_scverse.data.expression import is_logged, matrix, measured
-from nh2st_scverse.prediction import check_free, find_prediction, put
+from nh2st_scverse.data.expression import is_logged, matrix, to_dense
+from nh2st_scverse.data.units import UNKNOWN_LOGS, Unit, measured_in
+from nh2st_scverse.prediction import Prediction, check_free, find_prediction, in_x, put, read
+
+CORRELATIONS = ("pearson", "spearman")  # scores of which a constant prediction has 0
 
 
 def evaluate(
@@ -25,8 +28,10 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score a prediction against the measured expression, gene by gene.
 
-    Scores are taken within each section and averaged over the sections. They are honest if the predictor never saw the
-    spots: after cross-fitting, or for sections that a model was not trained on.
+    Scores are taken within each section and averaged over the sections; spots without counts are left out. They are
+    honest if the predictor never saw the spots: after cross-fitting, or for sections that a model was not trained on.
+    For others they are too high, which a warning says. The held-out correlation of a gene, ``var["nh2st_pearson"]``,
+    stays as it is: it tells how far to trust a gene, this function how well it fits here.
 
     Parameters
     ----------
@@ -37,7 +42,9 @@ def evaluate(
     table_key
         Table; None means the only one that has the prediction.
     layer
-        Layer with the counts; None means X.
+        Layer with the counts; None means X. Values in another unit than the prediction are brought to it where they
+        tell theirs (counts, or logarithms of counts per spot). For a table of predictions alone (``table_added``) the
+        measured values are those of the other table of the same spots.
     n_splits
         Random halvings of the counts for the noise ceiling.
 
@@ -45,14 +52,18 @@ def evaluate(
     -------
     One row for each predicted gene: ``pearson``, ``spearman``, ``mse``, ``mae``, ``variance_ratio``, ``ceiling`` (the
     highest Pearson correlation that counting noise allows; NaN without raw counts) and ``of_ceiling``, best genes
-    first. Written to ``table.var[key + "_" + name]``, and their means to ``table.uns[key + "_scores"]``.
+    first. A constant prediction counts as a correlation of 0. Written to ``table.var``: ``"nh2st_evaluated_pearson"``,
+    ``"nh2st_spearman"``, ``"nh2st_mse"``, ``"nh2st_mae"``, ``"nh2st_variance_ratio"`` and ``"nh2st_ceiling"`` for the
+    default `key`; and to ``table.uns["nh2st_scores"]``: their means, and ``in_sample``, whether the model was trained
+    on sections of these names.
 
     Raises
     ------
     KeyError
         No such prediction.
     ValueError
-        Predictions in another unit than the measured expression.
+        Predictions in another unit than the measured expression, measured values that are the prediction itself, or
+        none beside it; columns of these names that no evaluation wrote.
 
     See Also
     --------
@@ -67,41 +78,142 @@ def evaluate(
     >>> nh.tl.evaluate(sdata).shape
     (30, 7)
     """
+    pair = compare(sdata, key=key, table_key=table_key, layer=layer)
+    keys, table = Keys(key), pair.table
+    check_free(table, key, keys.of_evaluation, argument="key")
+    if not has_counts(pair.source, layer):
+        logger.warning("No raw counts: the noise ceiling is NaN. Pass layer= with counts to have it.")
+
+    parts = []
+    for region in pd.unique(pair.regions):
+        at = (pair.regions == region) & pair.scored
+        if at.sum() < 3:
+            continue
+        values = pair.measured[at], pair.predicted[at]
+        scores = {name: getattr(metrics, name)(*values) for name in SCORES if name not in CORRELATIONS}
+        scores |= {name: getattr(metrics, name)(*values, constant=0.0) for name in CORRELATIONS}
+        ceiling = ceilings(pair.source, pair.rows[at], pair.genes, layer, n_splits=n_splits)
+        parts.append(pd.DataFrame(scores | {"ceiling": ceiling}, index=pd.Index(pair.genes, name="gene")))
+    if not parts:
+        raise ValueError(f"Expected at least 3 predicted spots in a section, found none with a prediction {key!r}.")
+    result = pd.concat(parts).groupby(level=0, sort=False).mean().loc[pair.genes].rename_axis("gene")
+    result = result[[*SCORES, "ceiling"]]
+    result["of_ceiling"] = result["pearson"] / result["ceiling"].where(result["ceiling"] > 0.05)
+
+    seen = trained_on(pair)
+    if seen:
+        logger.warning(
+            "The model of the prediction %r was trained on sections of these names: %s. If they are the same tissue, "
+            "these scores are too high and say nothing of other tissue; var[%r] are those on tissue it never saw. "
+            "nh.tl.predict_expression(sdata) without model= predicts every spot by a model that never saw it.",
+            key,
+            seen,
+            keys.pearson,
+        )
+    means = {f"mean_{name}": float(result[name].mean()) for name in result}
+    entries: dict[Place, Any] = {
+        ("var", keys.evaluated(name)): result[name].reindex(table.var_names) for name in (*SCORES, "ceiling")
+    }
+    counts = {"n_genes": len(pair.genes), "n_sections": len(parts), "in_sample": bool(seen)}
+    entries["uns", keys.scores] = means | counts
+    put(table, key, entries, clear=keys.of_evaluation)
+    result = result.sort_values("pearson", ascending=False)
+    result.attrs["in_sample"] = bool(seen)
+    return result
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Predicted and measured values of the same spots and genes."""
+
+    prediction: Prediction
+    table: AnnData  # that has the prediction
+    source: AnnData  # that has the measured values: the same, or another one of the same spots
+    own: np.ndarray  # (n,) rows of `table`
+    rows: np.ndarray  # (n,) rows of `source`
+    genes: list[str]
+    predicted: np.ndarray  # (n, G)
+    measured: np.ndarray  # (n, G) in the unit of the prediction
+    regions: np.ndarray  # (n,) section of each spot
+    scored: np.ndarray  # (n,) bool: predicted, and with counts
+
+
+def compare(sdata: SpatialData, *, key: str, table_key: str | None, layer: str | None) -> Pair:
+    """Lay a prediction and what was measured side by side; refuse what cannot be compared."""
     if not isinstance(sdata, SpatialData):
         raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
     table_key = find_prediction(sdata, key, table_key)
     table = sdata.tables[table_key]
-    keys = Keys(key)
-    check_free(table, key, keys.of_evaluation, argument="key")
-    genes = table.var_names[table.var[key].to_numpy(dtype=bool)]
-    check_unit(table, key)
-    columns = table.var_names.get_indexer(genes)
-    predicted = np.asarray(table.layers[key])[:, columns]
-    target = measured(table, layer, columns)
-    if not has_counts(table, layer):
-        logger.warning("No raw counts: the noise ceiling is NaN. Pass layer= with counts to have it.")
+    prediction = read(table, key)
+    check_unit(prediction, key)
+    own = rows = np.arange(table.n_obs)
+    source_key = table_key
+    if in_x(table, key):
+        source_key, own, rows = _measured_beside(sdata, table_key, key)
+    source = sdata.tables[source_key]
+    genes = [gene for gene in prediction.genes if gene in source.var_names]
+    predicted = prediction.of(genes)[own]
+    columns = source.var_names.get_indexer(genes)
+    values, counted, unit = measured_in(source, layer, rows, columns, prediction.unit)
+    name = "X" if layer is None else f"layer {layer!r}"
+    there = np.isfinite(predicted).all(axis=1)
+    if there.any() and np.array_equal(to_dense(matrix(source, layer)[rows[there]][:, columns]), predicted[there]):
+        raise ValueError(
+            f"Expected measured values in {name} of table {source_key!r}, found the prediction {key!r} itself. Pass "
+            "layer= with the counts."
+        )
+    if unit != prediction.unit and (Unit.parse(prediction.unit) is not None or prediction.unit == UNKNOWN_LOGS):
+        found = "counts" if prediction.unit == UNKNOWN_LOGS else "logarithms of another kind, or of some genes only"
+        raise ValueError(
+            f"The prediction {key!r} is in the unit {prediction.unit!r}, found {found} in {name} of table "
+            f"{source_key!r}, which cannot be brought to it. Pass layer= with "
+            + ("the same logarithms as in training." if prediction.unit == UNKNOWN_LOGS else "the counts.")
+        )
+    if prediction.unit == UNKNOWN_LOGS and not prediction.cross_fitted:
+        logger.warning(
+            "The model was trained on logarithms of a kind that it does not know. Where those of table %r are of "
+            "another kind, errors and variances mean nothing; correlations do.",
+            source_key,
+        )
+    regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()[own]
+    return Pair(prediction, table, source, own, rows, genes, predicted, values, regions, there & counted)
 
-    regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
-    parts = []
-    for region in pd.unique(regions):
-        at = (regions == region) & np.isfinite(predicted).all(axis=1)
-        if at.sum() < 3:
+
+def _measured_beside(sdata: SpatialData, table_key: str, key: str) -> tuple[str, np.ndarray, np.ndarray]:
+    """Another table that has measured values of the spots of a table of predictions, and the rows of both that fit."""
+    spots = _spots(sdata.tables[table_key])
+    having = {}
+    for name, other in sdata.tables.items():
+        if name == table_key or not other.uns.get("spatialdata_attrs") or any(in_x(other, k) for k in other.uns):
             continue
-        scores = {name: getattr(metrics, name)(target[at], predicted[at]) for name in SCORES}
-        ceiling = ceilings(table, np.flatnonzero(at), genes, layer, n_splits=n_splits)
-        parts.append(pd.DataFrame(scores | {"ceiling": ceiling}, index=pd.Index(genes, name="gene")))
-    if not parts:
-        raise ValueError(f"Expected at least 3 predicted spots in a section, found none with a prediction {key!r}.")
-    result = pd.concat(parts).groupby(level=0, sort=False).mean().loc[genes].rename_axis("gene")
-    result["of_ceiling"] = result["pearson"] / result["ceiling"].where(result["ceiling"] > 0.05)
+        rows = pd.Index(_spots(other)).get_indexer(spots)
+        if (rows >= 0).any() and other.var_names.isin(sdata.tables[table_key].var_names).any():
+            having[name] = rows
+    if len(having) != 1:
+        raise ValueError(
+            f"Expected measured values beside the prediction {key!r}, found that table {table_key!r} holds predictions "
+            f"only (in X), and the tables {list(having)} with measured values of the same spots and genes, where one "
+            "is expected. Leave out the others, or predict into a table with counts: nh.tl.predict_expression(sdata) "
+            "without table_added=."
+        )
+    ((name, rows),) = having.items()
+    own = np.flatnonzero(rows >= 0)
+    return name, own, rows[own]
 
-    means = {f"mean_{name}": float(result[name].mean()) for name in result}
-    entries: dict[tuple[str, str], Any] = {
-        ("var", keys.evaluated(name)): result[name].reindex(table.var_names) for name in (*SCORES, "ceiling")
-    }
-    entries["uns", keys.scores] = means | {"n_genes": len(genes), "n_sections": len(parts)}
-    put(table, key, entries, clear=keys.of_evaluation)
-    return result.sort_values("pearson", ascending=False)
+
+def _spots(table: AnnData) -> pd.MultiIndex:
+    """Section and instance of each row."""
+    attributes = table.uns["spatialdata_attrs"]
+    region, instance = (table.obs[attributes[name]] for name in ("region_key", "instance_key"))
+    return pd.MultiIndex.from_arrays([region.astype(str), instance.astype(str)])
+
+
+def trained_on(pair: Pair) -> list[str]:
+    """Sections of a prediction whose names are those of sections that its model was trained on."""
+    if pair.prediction.cross_fitted:
+        return []
+    names = {str(name).rpartition(":")[2] for name in pair.prediction.described.get("trained_on", {})}
+    return [name for name in pd.unique(pair.regions[pair.scored]) if name in names]
 
 
 def has_counts(table: AnnData, layer: str | None) -> bool:
@@ -131,13 +243,12 @@ def ceilings(
     return metrics.noise_ceiling(panel, library_size=whole, n_splits=n_splits)
 
 
-def check_unit(table: AnnData, key: str) -> None:
-    about = table.uns.get(key, {})
-    config = json.loads(about["json"])["config"] if "json" in about else {}
-    if config.get("smooth") or config.get("library") == "panel":
+def check_unit(prediction: Prediction, key: str) -> None:
+    """Raise ValueError for a prediction in a unit that no table of counts can be brought to."""
+    if prediction.config.get("smooth") or prediction.config.get("library") == "panel":
         raise ValueError(
-            f"The prediction {key!r} is in the unit {about['unit']!r} of preset 'paper', which the measured counts are "
-            "not in. Score such a model with nh.tl.cross_validate(..., preset='paper')."
+            f"The prediction {key!r} is in the unit {prediction.unit!r} of preset 'paper', which the measured counts "
+            "are not in. Score such a model with nh.tl.cross_validate(..., preset='paper')."
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import spatialdata
 import torch
@@ -84,6 +85,21 @@ def test_spots_without_a_prediction_and_constant_genes_are_left_out(two: Spatial
     assert found.loc["section_0_spots", "n_spots"] == len(first) - 30
     assert (found["n_genes"] == 59).all() and found.notna().all(axis=None)
     assert table.var_names[constant] not in set(table.uns["mine_moran"]["gene"])
+
+
+def test_no_image_is_needed(two: SpatialData) -> None:
+    write(two, smoothed(two))
+    expected = nh.tl.biology(two, key="mine")
+    for name in list(two.images):
+        del two.images[name]
+    pd.testing.assert_frame_equal(nh.tl.biology(two, key="mine"), expected)
+    for name in list(two.shapes):  # the places in the table are those in pixels of the image
+        del two.shapes[name]
+    found = nh.tl.biology(two, key="mine")
+    assert np.allclose(found["moran_predicted"], expected["moran_predicted"], atol=0.02)
+    del two.tables["table"].obsm["spatial"]
+    with pytest.raises(ValueError, match=r"places of the spots of 'section_0_spots', found neither shapes"):
+        nh.tl.biology(two, key="mine")
 
 
 def test_errors(two: SpatialData, snapshot: Callable) -> None:
