@@ -1,9 +1,72 @@
 """Everything that can be set about the network and its training."""
+# ruff: noqa: RUF009 (a setting is a field of a dataclass)
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+import difflib
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
+from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
+
+Preset = Literal["default", "paper"]
+Orientations = Literal[1, 2, 4, 8]
+Stain = Literal["none", "reinhard", "macenko", "vahadane"]
+Standardise = Literal["section", "none"]
+Library = Literal["genome", "panel"]
+Optimizer = Literal["adamw", "adam"]
+
+
+class Settings(TypedDict, total=False):
+    """The settings as keywords, ``**settings: Unpack[Settings]``: those of :class:`Config`, without its name."""
+
+    fine_tune: bool
+    fields: tuple[float, ...]
+    orientations: Orientations
+    stain: Stain
+    standardise: Standardise
+    n_components: int | None
+    n_nodes: int
+    n_similar: int
+    embedding: int
+    hidden: int
+    bottleneck: int
+    heads: int
+    mlp_ratio: float
+    dropout: float
+    input_dropout: float
+    context: bool
+    ridge: float
+    landmarks: int | None
+    rank: int | None
+    mse: float
+    pearson: float
+    query_contrast: float
+    neighbour_contrast: float
+    temperature: float
+    negatives: float
+    library: Library
+    smooth: bool
+    scale_target: bool
+    optimizer: Optimizer
+    lr: float
+    weight_decay: float
+    batch_size: int
+    max_epochs: int
+    max_steps: int | None
+    n_members: int
+    patience: int
+    augment: bool
+    stain_jitter: float
+    encoder_lr: float
+    half: bool
+    compile: bool
+
+
+def _setting(default: Any, doc: str, *, least: float = -math.inf, above: float = -math.inf, **most: float) -> Any:
+    """A field with its default, what it is, and its domain: from `least`, or `above`, to `most`, or `below`."""
+    return field(default=default, metadata={"doc": doc, "domain": {"least": least, "above": above, **most}})
 
 
 @dataclass(frozen=True)
@@ -12,7 +75,7 @@ class Config:
 
     See Also
     --------
-    nh2st_scverse.tl.train : takes its fields as keywords.
+    nh2st_scverse.tl.train : takes its fields as keywords, and explains each.
 
     Examples
     --------
@@ -26,72 +89,92 @@ class Config:
     name: str = "default"
 
     # images
-    fine_tune: bool = False  # the encoder is trained with the rest; else it is frozen, and features are computed once
-    fields: tuple[float, ...] = (1.0, 2.5, 6.0)  # sides of the fields of view of a spot, in patches
-    orientations: int = 1  # of each patch, whose features are averaged: 2 or 4 quarter turns; 8: mirrored too
-    stain: str = "none"  # give sections the colours of the training sections: "reinhard", "macenko", "vahadane"
-    standardise: str = "section"  # features to mean 0, variance 1 within a section, against stain; or "none"
-    n_components: int | None = 256  # principal components of the features that enter the network; None: the features
+    fine_tune: bool = _setting(
+        False, "train the encoder with the rest; else it is frozen, and features are computed once"
+    )
+    fields: tuple[float, ...] = _setting(
+        (1.0, 2.5, 6.0), "sides of the fields of view of a spot, in patches", least=0.1, most=100
+    )
+    orientations: Orientations = _setting(
+        1, "of each patch, whose features are averaged: 2 or 4 quarter turns; 8: mirrored too"
+    )
+    stain: Stain = _setting("none", "give sections the colours of the training sections, by this method")
+    standardise: Standardise = _setting(
+        "section", "features to mean 0, variance 1 within a section, against differences of stain"
+    )
+    n_components: int | None = _setting(
+        256, "principal components of the features that enter the network; None: the features", least=1
+    )
 
     # network
-    n_nodes: int = 9  # K: the spot itself and its nearest spots
-    n_similar: int = 3  # nodes that a hyperedge joins to its own; 0: no hypergraph, every node by itself
-    embedding: int = 256  # E
-    hidden: int = 256  # width of the first hypergraph convolution
-    bottleneck: int = 256  # width of the decoder
-    heads: int = 4
-    mlp_ratio: float = 1.0
-    dropout: float = 0.4
-    input_dropout: float = 0.1
-    context: bool = True  # the images around a spot reach its prediction
-    ridge: float = 0.5  # share of a closed-form kernel ridge on the same inputs in the prediction
-    landmarks: int | None = 1000  # training spots that its kernel compares with; None: a linear ridge
-    rank: int | None = 20  # principal components of the expression that it predicts; None: every gene by itself
+    n_nodes: int = _setting(9, "nodes of a neighbourhood: the spot itself and its nearest spots", least=2)
+    n_similar: int = _setting(
+        3, "nodes that a hyperedge joins to its own; 0: no hypergraph, every node by itself", least=0
+    )
+    embedding: int = _setting(256, "width of what a node becomes; a multiple of heads", least=1)
+    hidden: int = _setting(256, "width of the first hypergraph convolution", least=1)
+    bottleneck: int = _setting(256, "width of the decoder", least=1)
+    heads: int = _setting(4, "heads of the attention", least=1)
+    mlp_ratio: float = _setting(1.0, "width inside the attention blocks, as a factor of embedding", above=0)
+    dropout: float = _setting(0.4, "share of the values inside the network left out in training", least=0, below=1)
+    input_dropout: float = _setting(0.1, "share of its inputs left out in training", least=0, below=1)
+    context: bool = _setting(True, "let the images around a spot reach its prediction")
+    ridge: float = _setting(
+        0.5, "share of a closed-form kernel ridge on the same inputs in the prediction", least=0, most=1
+    )
+    landmarks: int | None = _setting(
+        1000, "training spots that its kernel compares with; None: a linear ridge", least=1
+    )
+    rank: int | None = _setting(
+        20, "principal components of the expression that it predicts; None: every gene by itself", least=1
+    )
 
     # loss
-    mse: float = 1.0
-    pearson: float = 1.0
-    query_contrast: float = 1.0
-    neighbour_contrast: float = 0.5
-    temperature: float = 0.05
-    negatives: float = 0.1  # factor of the off-diagonal similarities
+    mse: float = _setting(1.0, "weight of the squared error", least=0)
+    pearson: float = _setting(1.0, "weight of one minus the correlation", least=0)
+    query_contrast: float = _setting(1.0, "weight of the contrast between image and genes of a spot", least=0)
+    neighbour_contrast: float = _setting(0.5, "weight of that between image and genes of its neighbours", least=0)
+    temperature: float = _setting(0.05, "of both contrasts", least=1e-3)
+    negatives: float = _setting(0.1, "factor of the similarities of different spots in them", least=0)
 
     # target
-    library: str = "genome"  # counts per 10,000 of all genes, or of the "panel" alone
-    smooth: bool = False  # average a spot with the adjacent ones
-    scale_target: bool = True  # genes to mean 0, variance 1 inside the network
+    library: Library = _setting("genome", "counts per 10,000 of all genes, or of the panel alone")
+    smooth: bool = _setting(False, "average a spot with the adjacent ones in training")
+    scale_target: bool = _setting(True, "genes to mean 0, variance 1 inside the network")
 
     # training
-    optimizer: str = "adamw"  # with one cycle of the learning rate; or "adam" with a step decay
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    batch_size: int = 128
-    max_epochs: int = 60
-    max_steps: int | None = 400  # large sections need fewer epochs, but 10 while that takes 4,000 steps
-    n_members: int = 3  # at most; each is validated on other training groups
-    patience: int = 15
-    augment: bool = True  # flips and quarter turns of the patches of a trained encoder
-    stain_jitter: float = 0.0  # spread of random factors of the optical density of each colour of such a patch
-    encoder_lr: float = 0.1  # learning rate of a trained encoder, as a factor of lr
-    half: bool = True  # a trained encoder computes in 16 bits where the device can
-    compile: bool = False  # let torch.compile make faster code of encoder and network, at a start of minutes
+    optimizer: Optimizer = _setting("adamw", '"adamw" with one cycle of the learning rate, or "adam" with a step decay')
+    lr: float = _setting(1e-3, "learning rate", above=0, most=1)
+    weight_decay: float = _setting(1e-2, "of AdamW", least=0)
+    batch_size: int = _setting(128, "spots of a step; a contrast needs two", least=2)
+    max_epochs: int = _setting(60, "passes over the training spots at most", least=1)
+    max_steps: int | None = _setting(
+        400,
+        "large sections get fewer epochs, but 10 if ten times the steps allow it; None: no limit",
+        least=1,
+    )
+    n_members: int = _setting(3, "networks at most; each is validated on other training groups", least=1)
+    patience: int = _setting(15, "epochs without a better one after which a member stops", least=1)
+    augment: bool = _setting(True, "flips and quarter turns of the patches of a trained encoder")
+    stain_jitter: float = _setting(
+        0.0, "spread of random factors of the optical density of each colour of such a patch", least=0, most=1
+    )
+    encoder_lr: float = _setting(0.1, "learning rate of a trained encoder, as a factor of lr", least=0)
+    half: bool = _setting(True, "let a trained encoder compute in 16 bits where the device can")
+    compile: bool = _setting(False, "let torch.compile make faster code of encoder and network, at a start of minutes")
 
     def __post_init__(self) -> None:
-        """Check that the settings can be and fit together."""
-        for name, options in CHOICES.items():
-            if getattr(self, name) not in options:
-                raise ValueError(f"Expected {name} to be one of {list(options)}, found {getattr(self, name)!r}.")
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ValueError(f"Expected {name} to be a whole number of at least {least}, found {value!r}.")
-        for name in ("ridge", "dropout", "input_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"Expected {name} to be between 0 and 1, found {getattr(self, name)!r}.")
-        if not self.fields or min(self.fields) <= 0:
-            raise ValueError(f"Expected fields to be sides above 0, in patches, found {self.fields!r}.")
+        """Check that the settings can be and fit together; hold them as plain Python values."""
+        for one in fields(self):
+            if one.metadata:
+                value = _checked(one.name, getattr(self, one.name), TYPES[one.name], one.metadata["domain"])
+                object.__setattr__(self, one.name, value)
         if self.embedding % self.heads:
             raise ValueError(f"Expected heads to divide embedding, found {self.heads} heads and {self.embedding}.")
+        if self.embedding * self.mlp_ratio < 1:
+            raise ValueError(f"Expected mlp_ratio to leave a width of at least 1, found {self.mlp_ratio}.")
+        if not self.mse and not self.pearson and self.ridge < 1:
+            raise ValueError("Expected mse or pearson above 0, found 0 for both: the prediction would not be trained.")
         several = len(self.fields) > 1 or self.orientations > 1
         if self.fine_tune and (self.standardise != "none" or self.ridge or several):
             raise ValueError(
@@ -124,13 +207,15 @@ class Config:
             Unknown preset or field, or settings that cannot be or do not fit together.
         """
         presets = {"default": cls(), "paper": PAPER}
-        if name not in presets:
+        if not isinstance(name, str) or name not in presets:
             raise ValueError(f"Expected preset to be one of {list(presets)}, found {name!r}.")
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(changes) - known)
+        known = sorted(TYPES)
+        unknown = sorted(set(changes) - set(known))
         if unknown:
-            raise ValueError(f"Unknown settings {unknown}. Available: {sorted(known - {'name'})}.")
-        if changes.get("fine_tune"):  # what a trained encoder cannot have, and batches that fit in memory
+            similar = [found for one in unknown for found in difflib.get_close_matches(one, known, n=2)]
+            hint = f" Similar: {similar}." if similar else ""
+            raise ValueError(f"Unknown settings {unknown}. Available: {known}.{hint}")
+        if changes.get("fine_tune") is True:  # what a trained encoder cannot have, and batches that fit in memory
             size = min(32, presets[name].batch_size)
             changes = {"fields": (1.0,), "standardise": "none", "ridge": 0.0, "batch_size": size} | changes
         return replace(presets[name], **changes)
@@ -143,36 +228,73 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """Settings from :meth:`to_dict`."""
         before = {"landmarks": None, "rank": None}  # of models that were saved before there were these
-        known = {**before, **values, "name": "default", "fields": tuple(values["fields"])}
-        return cls.preset(**known)._renamed(values["name"])
-
-    def _renamed(self, name: str) -> Config:
-        return replace(self, name=name)
+        known = {k: v for k, v in {**before, **values}.items() if k != "name"}
+        return replace(cls.preset(**known), name=values["name"])
 
 
-CHOICES = {
-    "orientations": (1, 2, 4, 8),
-    "stain": ("none", "reinhard", "macenko", "vahadane"),
-    "standardise": ("section", "none"),
-    "library": ("genome", "panel"),
-    "optimizer": ("adamw", "adam"),
-}
-LEAST = {  # a correlation and a contrast need two spots
-    "n_components": 1,
-    "landmarks": 1,
-    "rank": 1,
-    "n_nodes": 2,
-    "n_similar": 0,
-    "embedding": 1,
-    "hidden": 1,
-    "bottleneck": 1,
-    "heads": 1,
-    "batch_size": 2,
-    "max_epochs": 1,
-    "max_steps": 1,
-    "n_members": 1,
-    "patience": 1,
-}
+TYPES = {name: kind for name, kind in get_type_hints(Config).items() if name != "name"}
+
+
+def _checked(name: str, value: Any, kind: Any, domain: dict[str, float]) -> Any:
+    """A setting as a plain Python value of its type.
+
+    Raises
+    ------
+    ValueError
+        It is of another type, or out of its domain.
+    """
+    found = f"found {value!r}."
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of numpy or torch
+        value = value.item()
+    if get_origin(kind) is Literal:
+        options = list(get_args(kind))
+        if not any(type(value) is type(option) and value == option for option in options):
+            raise ValueError(f"Expected {name} to be one of {options}, {found}")
+        return value
+    if type(None) in get_args(kind):
+        if value is None:
+            return None
+        kind = next(one for one in get_args(kind) if one is not type(None))
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"Expected {name} to be True or False, {found}")
+        return value
+    if get_origin(kind) is tuple:
+        several = not isinstance(value, str | bytes) and hasattr(value, "__len__") and not isinstance(value, dict | set)
+        sides = list(value) if several else []
+        if not sides or not all(_is_within(side, domain) for side in sides):
+            raise ValueError(f"Expected {name} to be sides above 0, {_range(domain)} patches each, {found}")
+        return tuple(float(side) for side in sides)
+    if kind is int:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not _is_within(value, domain):
+            raise ValueError(f"Expected {name} to be a whole number {_range(domain)}, {found}")
+        return int(value)
+    if not _is_within(value, domain):
+        wanted = f"a number {_range(domain)}".replace("a number between", "between")
+        raise ValueError(f"Expected {name} to be {wanted}, {found}")
+    return float(value)
+
+
+def _is_within(value: Any, domain: dict[str, float]) -> bool:
+    """Whether it is a finite number in a domain."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return False
+    number = float(value)
+    inside = domain["least"] <= number <= domain.get("most", math.inf)
+    return inside and domain["above"] < number < domain.get("below", math.inf)
+
+
+def _range(domain: dict[str, float]) -> str:
+    """A domain in words."""
+    low, high = domain["least"], domain.get("most")
+    if math.isfinite(low) and high is not None:
+        return f"between {low:g} and {high:g}"
+    said = [f"of at least {low:g}"] if math.isfinite(low) else []
+    said += [f"above {domain['above']:g}"] if math.isfinite(domain["above"]) else []
+    said += [f"at most {high:g}"] if high is not None else []
+    said += [f"below {domain['below']:g}"] if "below" in domain else []
+    return " and ".join(said)
+
 
 PAPER = Config(
     name="paper",
@@ -200,3 +322,20 @@ PAPER = Config(
     patience=20,
     encoder_lr=1.0,
 )
+
+
+def settings_docs() -> str:
+    """What each setting is, its values and its defaults: a list for docstrings."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    default = Config()
+    for one in fields(Config):
+        if not one.metadata:
+            continue
+        kind, value, published = TYPES[one.name], getattr(default, one.name), getattr(PAPER, one.name)
+        choices = ", one of " + ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else ""
+        domain = "" if choices or kind is bool else f", {_range(one.metadata['domain'])}"
+        presets = repr(value) if value == published else f'{value!r}, preset "paper" {published!r}'
+        yield f"- ``{one.name}`` ({presets}{choices}{domain}): {one.metadata['doc']}."
