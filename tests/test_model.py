@@ -380,7 +380,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "other inputs": lambda about: about.update(n_inputs=[3, 3]),
     "more members": lambda about: about.update(n_members=3),
     "no identifier": lambda about: about.pop("identifier"),
-    "no unit": lambda about: about.pop("unit"),
+    "no unit": lambda about: about["card"].pop("unit"),
     "no scores": lambda about: about.update(pearson=[0.1]),
 }
 

@@ -20,7 +20,7 @@ from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._torch import trunk_of
 from nh2st_scverse.model.card import Card
-from nh2st_scverse.model.saved import FORMAT, identifier, read, write
+from nh2st_scverse.model.saved import identifier, read, write
 from nh2st_scverse.model.trust import Trust, principal_genes
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.checkpoint import claim, data_hash
@@ -488,7 +488,7 @@ class NH2ST:
 
     @property
     def identifier(self) -> str:
-        """Short hash of the weights and the panel.
+        """Short hash of all that predictions and their uncertainty depend on: settings, panel, scores and weights.
 
         See Also
         --------
@@ -502,7 +502,7 @@ class NH2ST:
         >>> len(model.identifier)
         16
         """
-        return identifier(self.genes, self._weights())
+        return identifier(self._description(), self._arrays())
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the model to a folder: ``weights.safetensors``, ``model.json``, ``history.csv``.
@@ -512,8 +512,8 @@ class NH2ST:
         path
             The folder; made if needed.
         overwrite
-            Replace a model that is there, at once when all of the new one is written: a disk that is full or an
-            interruption leaves the old one. Other files in the folder stay.
+            Replace a model that is there, at once when all of the new one is written: a full disk leaves the old one,
+            and a process that is killed the old or the new one, whole. Other files in the folder stay.
 
         Returns
         -------
@@ -537,7 +537,7 @@ class NH2ST:
         ['history.csv', 'model.json', 'weights.safetensors']
         """
         folder = Path(path)
-        write(folder, self._weights(), self.trust.arrays(), self._description(), self.history, overwrite=overwrite)
+        write(folder, self._description(), self._arrays(), self.history, overwrite=overwrite)
         return folder
 
     @classmethod
@@ -560,7 +560,7 @@ class NH2ST:
         FileNotFoundError
             No model in the folder.
         ValueError
-            A file is damaged, or was written by a newer version.
+            A value is not the one that was saved, or a newer version wrote it.
 
         See Also
         --------
@@ -576,21 +576,21 @@ class NH2ST:
         """
         return cls(**read(Path(path), encoder))
 
-    def _weights(self) -> dict[str, torch.Tensor]:
-        return {f"{i}.{k}": v.contiguous() for i, m in enumerate(self.members) for k, v in m.state_dict().items()}
+    def _arrays(self) -> dict[str, torch.Tensor]:
+        """Weights of the members by their number, and what tells trust."""
+        weights = {f"{i}.{k}": v.contiguous() for i, m in enumerate(self.members) for k, v in m.state_dict().items()}
+        return weights | {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in self.trust.arrays().items()}
 
     def _description(self) -> dict[str, Any]:
-        first = self.members[0]
+        """All but the arrays, as plain values."""
         return {
-            "format": FORMAT,
-            "config": self.config.to_dict(),
-            "identifier": self.identifier,
             "genes": self.genes,
-            **self.card.to_json(),
+            "config": self.config.to_dict(),
+            "card": self.card.to_json(),
             "pearson": [None if np.isnan(v) else float(v) for v in self.scores["pearson"]],
             "n_members": len(self.members),
             "n_inputs": [m.network.query_projection.in_features for m in self.members],
-            "n_features": first.n_features,
+            "n_features": self.members[0].n_features,
         }
 
     def provenance(self) -> dict[str, Any]:
@@ -625,7 +625,7 @@ class NH2ST:
             "mean_pearson": float(np.nanmean(self.scores["pearson"]))
             if self.scores["pearson"].notna().any()
             else np.nan,
-            "json": json.dumps({k: v for k, v in self._description().items() if k not in ("pearson", "n_inputs")}),
+            "json": json.dumps({"genes": self.genes, "config": self.config.to_dict(), **self.card.to_json()}),
         }
 
     def __repr__(self) -> str:
