@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
-from collections.abc import Collection, Iterable, Mapping
-from numbers import Real
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 ALLOWANCES = ("coarse", "off_tissue")
 LONGEST_NAME = 200  # a file system takes 255
@@ -40,33 +44,172 @@ def check_unique(names: Any, *, what: str, remedy: str) -> None:
 
 def check_one_of(value: Any, options: Collection[Any], *, argument: str) -> None:
     """Raise ValueError when `value` is not among `options`."""
-    if value not in options:
+    if not isinstance(value, str | None) or value not in options:
         raise ValueError(f"Expected {argument} to be one of {list(options)}, found {value!r}.")
 
 
-def check_positive(value: float, *, argument: str) -> None:
+def check_positive(value: Any, *, argument: str) -> None:
     """Raise ValueError unless `value` is a finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not np.isfinite(value) or value <= 0:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"Expected {argument} to be a number above 0, found {value!r}.")
 
 
-def check_name(name: Any, *, argument: str) -> None:
-    """Raise ValueError unless `name` can be written to zarr: letters, digits, dots, dashes and underscores."""
-    if isinstance(name, str) and len(name) > LONGEST_NAME:
+def check_sizes(**values: Any) -> None:
+    """Raise ValueError when one of the named numbers is given (not None) and is not a finite number above zero."""
+    for argument, value in values.items():
+        if value is not None:
+            check_positive(value, argument=argument)
+
+
+def check_name(name: Any, *, argument: str, beside: Iterable[str] = ()) -> None:
+    """Raise ValueError unless zarr and any disk can hold `name`, beside the names that are there.
+
+    Some disks do not tell ``nh2st`` from ``NH2ST``, and names that are derived from it must fit into 255 bytes. One of
+    `beside` itself may be given again: whether it can be replaced is another question.
+    """
+    fits = isinstance(name, str) and re.fullmatch(r"(?!__)[\w.-]*\w[\w.-]*", name, flags=re.ASCII)
+    if not fits or len(name) > LONGEST_NAME:
+        mended = re.sub(r"[^\w.-]+", "_", str(name), flags=re.ASCII).strip("_.")[:LONGEST_NAME]
         raise ValueError(
-            f"Expected {argument} to be a name of at most {LONGEST_NAME} characters (it is written to zarr, and begins "
-            f"names that are longer), found {len(name)}: {name[:20]!r}..."
+            f"Expected {argument} to be a name of up to {LONGEST_NAME} letters, digits, '.', '-' and '_' (it is "
+            f"written to zarr), found {_short(name)}" + (f": use {argument}={_short(mended)}." if mended else ".")
         )
-    written = isinstance(name, str) and re.fullmatch(r"[\w.-]+", name, flags=re.ASCII)
-    if not written or name.startswith("__") or not name.strip("."):
+    alike = [other for other in beside if other != name and str(other).lower() == name.lower()]
+    if alike:
         raise ValueError(
-            f"Expected {argument} to be a name of letters, digits, '.', '-' and '_' (it is written to zarr), "
-            f"found {name!r}."
+            f"{argument}={name!r} differs from {alike[0]!r} in capitals only, which not every disk can hold beside it: "
+            "choose another name."
         )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def as_label(value: Any, *, argument: str) -> str:
+    """The name of a group or object as text.
+
+    Raises
+    ------
+    ValueError
+        It is missing (None, NaN) or empty.
+    TypeError
+        It is no text or number.
+    """
+    if value is None or value is pd.NA or value is pd.NaT or value != value:
+        raise ValueError(f"Expected a name for every part of {argument}, found {value!r}: name it, or leave it out.")
+    if not isinstance(value, str | Integral | Real | np.bool_):
+        raise TypeError(f"Expected the names in {argument} to be texts or numbers, found {_short(value)}.")
+    if not str(value).strip():
+        raise ValueError(f"Expected a name for every part of {argument}, found {value!r}: name it, or leave it out.")
+    return str(value)
+
+
+def as_sequence(values: Any, *, argument: str) -> list[Any]:
+    """A list, tuple, array, Index or Series (one dimension) as a list.
+
+    Raises
+    ------
+    TypeError
+        It is something else: a set has no order, and a text is not a list of letters.
+    """
+    if isinstance(values, Set):
+        raise TypeError(f"Expected {argument} in an order, found a set, which has none: pass sorted({argument}).")
+    arrays = isinstance(values, np.ndarray | pd.Index | pd.Series | pd.api.extensions.ExtensionArray)
+    listed = arrays or (isinstance(values, Sequence) and not isinstance(values, str | bytes))
+    if not listed or getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"Expected {argument} to be a list, found {type(values).__name__}: {_short(values)}.")
+    return list(values)
+
+
+def by_text(values: Mapping[Any, Any], *, argument: str) -> dict[str, Any]:
+    """The same mapping with its keys as texts.
+
+    Raises
+    ------
+    ValueError
+        A key is missing (None, NaN), or two are one text, as 1 and "1".
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        label = as_label(key, argument=argument)
+        if label in found:
+            raise ValueError(f"Expected keys of {argument} that differ as texts, found {label!r} twice: rename one.")
+        found[label] = value
+    return found
+
+
+def as_genes(genes: Any, *, argument: str = "genes") -> list[str]:
+    """Names of genes, each once.
+
+    Raises
+    ------
+    TypeError
+        No list, or names that are no texts.
+    ValueError
+        None at all, or one twice.
+    """
+    names = as_sequence(genes, argument=argument)
+    strange = [name for name in names if not isinstance(name, str)]
+    if strange:
+        raise TypeError(f"Expected {argument} to be names of genes, found {_short(strange[0])}.")
+    if not names:
+        raise ValueError(f"Expected {argument} to be a panel of genes, found an empty list.")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(
+            f"Expected every gene of the panel once, found {twice[:5]} more than once. "
+            f"Mend with list(dict.fromkeys({argument}))."
+        )
+    return [str(name) for name in names]
+
+
+def as_count(value: Any, *, argument: str, least: int = 1) -> int:
+    """A whole number; numpy's too, and 3.0, but not True or "3".
+
+    Raises
+    ------
+    ValueError
+        It is something else, or less than `least`.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+    if not number or not float(value).is_integer() or value < least:
+        raise ValueError(f"Expected {argument} to be a whole number of at least {least}, found {value!r}.")
+    return int(value)
+
+
+def as_file(path: Any, *, argument: str, suffixes: Collection[str] = ()) -> Path:
+    """The path of a file that is there.
+
+    Raises
+    ------
+    TypeError
+        It is no path.
+    FileNotFoundError
+        There is no such file; says which there are, with the endings `suffixes`.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise TypeError(f"Expected {argument} to be a path, found {type(path).__name__} {_short(path)}.")
+    file = Path(path).expanduser()
+    if "\0" in str(file) or not file.is_file():
+        parent = file.parent if "\0" not in str(file) else Path("nowhere")
+        beside = sorted(p.name for p in parent.glob("*") if p.suffix.lower() in suffixes)
+        here = f" In that folder: {examples(beside)}." if beside else ""
+        what = "It is a folder." if "\0" not in str(file) and file.is_dir() else here.strip()
+        raise FileNotFoundError(f"Expected {argument} to be a file, found none at {str(file)!r}. {what}".rstrip())
+    return file
+
+
+def examples(names: Collection[Any], n: int = 5) -> str:
+    """The first `n` names for a message."""
+    return ", ".join(str(name) for name in list(names)[:n]) + (f", ... ({len(names)} in all)" if len(names) > n else "")
 
 
 def as_allowances(allow: str | Iterable[str]) -> frozenset[str]:
     """Normalise the `allow` argument: which known problems the caller accepts."""
+    if not isinstance(allow, str | Iterable):
+        raise ValueError(f"Expected allow to be among {list(ALLOWANCES)}, or (), found {allow!r}.")
     allowed = frozenset([allow] if isinstance(allow, str) else allow)
     for name in allowed:
         check_one_of(name, ALLOWANCES, argument="allow")

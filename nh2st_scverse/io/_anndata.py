@@ -9,17 +9,9 @@ from spatialdata.models import TableModel
 
 from nh2st_scverse._constants import VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
-from nh2st_scverse.io._section import (
-    ImageLike,
-    build_section,
-    check_inside,
-    check_positive,
-    check_unique,
-    examples,
-    read_image,
-    section_name,
-    spacing,
-)
+from nh2st_scverse._validators import check_name, check_sizes, check_unique, examples
+from nh2st_scverse.io._image import ImageLike, read_image
+from nh2st_scverse.io._section import build_section, check_inside, spacing
 
 TYPICAL = {200.0: 100.0, VISIUM_PITCH_UM: 55.0}
 """Spot diameter by spot pitch, in µm: legacy ST and Visium."""
@@ -97,12 +89,12 @@ def from_anndata(
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"`adata` must be an AnnData, found {type(adata).__name__}.")
-    section = section_name(section)
-    check_positive(
+    check_name(section, argument="section")
+    check_sizes(
         microns_per_pixel=microns_per_pixel, spot_pitch=spot_pitch, spot_diameter=spot_diameter, image_scale=image_scale
     )
-    check_unique(adata.obs_names, what="spot names (obs_names)", remedy="Call `adata.obs_names_make_unique()` first.")
-    check_unique(adata.var_names, what="gene names (var_names)", remedy="Call `adata.var_names_make_unique()` first.")
+    check_unique(adata.obs_names, what="spot names", remedy="adata.obs_names_make_unique()")
+    check_unique(adata.var_names, what="gene names", remedy="adata.var_names_make_unique()")
     _check_obs(adata)
     original = _coordinates(adata, spatial_key)
     xy = original * image_scale
@@ -140,10 +132,10 @@ def from_anndata(
                 )
             )
 
-    pixels = read_image(image)
+    levels = read_image(image).levels
     check_inside(
         xy,
-        pixels,
+        levels[0],
         swap=f"pass `adata.obsm[{spatial_key!r}][:, ::-1]` as coordinates",
         scales=_space_ranger_scales(adata) if image_scale == 1 else (),
     )
@@ -152,7 +144,7 @@ def from_anndata(
     if "spatial" in table.obsm and not np.array_equal(np.asarray(table.obsm["spatial"]), xy):
         table.obsm["spatial_original"] = table.obsm["spatial"]
         logger.info(f"{section}: obsm['spatial'] is now in px of the image; as it was: obsm['spatial_original'].")
-    return build_section(section, pixels, xy, table, microns_per_pixel=mpp, spot_diameter=spot_diameter)
+    return build_section(section, levels, xy, table, microns_per_pixel=mpp, spot_diameter=spot_diameter)
 
 
 def _coordinates(adata: AnnData, key: str) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import os
-import re
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,17 +16,9 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 from nh2st_scverse._logging import logger
-from nh2st_scverse.io._section import (
-    IMAGE_SUFFIXES,
-    ImageLike,
-    build_section,
-    check_inside,
-    check_positive,
-    check_unique,
-    examples,
-    read_image,
-    section_name,
-)
+from nh2st_scverse._validators import as_file, check_name, check_sizes, check_unique, examples
+from nh2st_scverse.io._image import IMAGE_SUFFIXES, ImageLike, read_image
+from nh2st_scverse.io._section import build_section, check_inside, name_of
 
 SPOT_COLUMNS = ("x", "y", "pixel_x", "pixel_y")
 
@@ -104,26 +95,26 @@ def spatial_transcriptomics(
     >>> sdata["table"].shape
     (9, 2)
     """
-    check_positive(
+    check_sizes(
         microns_per_pixel=microns_per_pixel, spot_diameter=spot_diameter, spot_pitch=spot_pitch, image_scale=image_scale
     )
     if section is None:
-        section = _section_from_path(image)
-    section = section_name(section)
+        section = name_of(Path(image)) if isinstance(image, str | os.PathLike) else "section"
+    check_name(section, argument="section")
 
     table = _counts(counts)
     places = _spots(spots)
     table, places = _match(table, places, section=section, selected_only=selected_only)
-    pixels = read_image(image)
+    levels = read_image(image).levels
     xy = places[["pixel_x", "pixel_y"]].to_numpy(float) * image_scale
-    check_inside(xy, pixels, swap="swap the columns `pixel_x` and `pixel_y` of the spot table")
+    check_inside(xy, levels[0], swap="swap the columns `pixel_x` and `pixel_y` of the spot table")
 
     array_xy = places[["x", "y"]].to_numpy(float)
     if microns_per_pixel is None:
         microns_per_pixel = spot_pitch / _pixels_per_place(array_xy, xy)
     table.obs["array_row"] = array_xy[:, 1].astype(int)
     table.obs["array_col"] = array_xy[:, 0].astype(int)
-    return build_section(section, pixels, xy, table, microns_per_pixel=microns_per_pixel, spot_diameter=spot_diameter)
+    return build_section(section, levels, xy, table, microns_per_pixel=microns_per_pixel, spot_diameter=spot_diameter)
 
 
 def her2st(root: str | os.PathLike[str], section: str, **kwargs: Any) -> SpatialData:
@@ -166,8 +157,7 @@ def her2st(root: str | os.PathLike[str], section: str, **kwargs: Any) -> Spatial
         raise FileNotFoundError(
             f"There is no folder {root}: expected the her2st data with ST-imgs, ST-cnts, ST-spotfiles."
         )
-    if not isinstance(section, str) or not section:
-        raise ValueError(f"`section` must be a name like 'C2', found {section!r}.")
+    check_name(section, argument="section")
     images, counts, spots = _her2st_files(root, section)
     missing = []
     if not images:
@@ -200,12 +190,6 @@ def _her2st_files(root: Path, section: str) -> tuple[list[Path], list[Path], lis
     return images, counts, spots
 
 
-def _section_from_path(image: ImageLike) -> str:
-    if not isinstance(image, str | os.PathLike):
-        return "section"
-    return re.sub(r"[^\w.-]+", "_", Path(image).stem, flags=re.ASCII).strip("_.") or "section"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # tables
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,8 +205,8 @@ def _counts(counts: str | os.PathLike[str] | pd.DataFrame | AnnData) -> AnnData:
     else:
         raise TypeError(f"`counts` must be a path, a data frame or an AnnData, found {type(counts).__name__}.")
     genes, names = (pd.Index(index).astype(str).rename(None) for index in (genes, names))
-    check_unique(genes, what="gene names in the counts", remedy="Sum or rename them first.")
-    check_unique(names, what="spot names in the counts", remedy="Each spot may appear once.")
+    check_unique(genes, what="gene names in the counts", remedy="a sum over them, or other names")
+    check_unique(names, what="spot names in the counts", remedy="one row for each spot")
     if values is None:
         raise ValueError("`counts.X` is empty: expected the counts there.")
 
@@ -289,7 +273,7 @@ def _spots(spots: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
             else "`x` and `y` of the spot table have missing values (NaN)."
         )
     frame.index = pd.Index([f"{int(x)}x{int(y)}" for x, y in place])
-    check_unique(frame.index, what="spots in the spot table", remedy="Each place (x, y) may appear once.")
+    check_unique(frame.index, what="spots in the spot table", remedy="one row for each place (x, y)")
     return frame
 
 
@@ -361,9 +345,8 @@ def _pixels_per_place(array_xy: NDArray[Any], xy: NDArray[Any]) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 # files
 # ---------------------------------------------------------------------------------------------------------------------
-def _open(path: Path, what: str) -> TextIO:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {what} file {path}.")
+def _open(path: str | os.PathLike[str], what: str) -> TextIO:
+    path = as_file(path, argument=what)
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     if zipped:

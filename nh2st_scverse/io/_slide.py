@@ -1,41 +1,19 @@
-"""Whole-slide files: pyramids that are read tile by tile, and the µm per pixel that they state."""
+"""Slides without spots, and the µm per pixel that image files state."""
 
 from __future__ import annotations
 
 import os
 import re
-import threading
-import xml.etree.ElementTree as ET
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import dask.array as da
-import numpy as np
 import tifffile
-import zarr
-from dask.base import tokenize
-from numpy.typing import NDArray
 from spatialdata import SpatialData
-from spatialdata.transformations import Identity, Scale, set_transformation
-from xarray import DataArray, Dataset, DataTree
 
-from nh2st_scverse._constants import MICRONS_SUFFIX
 from nh2st_scverse._logging import logger
-from nh2st_scverse.io._section import (
-    CHUNK,
-    COARSEST,
-    IMAGE_SUFFIXES,
-    _check_array,
-    _composite,
-    _halve,
-    check_positive,
-    examples,
-    read_image,
-    section_name,
-)
+from nh2st_scverse._validators import as_file, check_name, check_sizes
+from nh2st_scverse.io._image import IMAGE_SUFFIXES, ome_pixels, read_image
+from nh2st_scverse.io._section import image_element, name_of, systems_of
 
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".tif", ".tiff", ".btf", ".scn", ".bif")
 PLAUSIBLE = (0.05, 10.0)
 """µm per pixel of histology; 72 or 300 dots per inch, which programs write when they do not know, are beyond."""
 
@@ -87,139 +65,40 @@ def slide(
     >>> sorted(sdata.coordinate_systems)
     ['S1', 'S1_microns']
     """
-    path = Path(path)
-    check_positive(microns_per_pixel=microns_per_pixel)
-    if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*") if p.suffix.lower() in SLIDE_SUFFIXES + IMAGE_SUFFIXES)
-        there = f"Slides in that folder: {examples(beside)}." if beside else "There is no slide in that folder."
-        raise FileNotFoundError(f"There is no slide {path}. {there}")
-    name = section_name(section if section is not None else _name_of(path))
-    if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
-        levels, stated = [read_image(path)], None
-    else:
-        levels, stated = _read_tiff(path.resolve())
+    check_sizes(microns_per_pixel=microns_per_pixel)
+    file = as_file(path, argument="path", suffixes=IMAGE_SUFFIXES)
+    name = section if section is not None else name_of(file)
+    check_name(name, argument="section")
+    picture = read_image(file)
     if microns_per_pixel is not None:
         microns, source = float(microns_per_pixel), "given"
     else:
-        microns, source = _checked(path, stated)
-    while max(levels[-1].shape[1:]) > 2 * COARSEST:
-        levels.append(_halve(levels[-1]))
-    systems = {name: Identity(), f"{name}{MICRONS_SUFFIX}": Scale([microns] * 2, axes=("x", "y"))}
+        microns, source = _checked(file, None if picture.series is None else _stated(file, picture.series))
+    levels = picture.levels
     logger.info(
         f"{name}: image {levels[0].shape[2]} x {levels[0].shape[1]} px in {len(levels)} levels, {microns:.4g} µm per "
         f"pixel ({source})"
     )
-    image = _tree(levels)
-    set_transformation(image, systems, set_all=True)
-    return SpatialData(images={f"{name}_image": image})
-
-
-def _name_of(path: Path) -> str:
-    """Name of the file without its ending, as SpatialData can use it."""
-    stem = re.sub(r"(\.ome)?\.[^.]+$", "", path.name, flags=re.IGNORECASE)
-    return re.sub(r"[^\w.-]+", "_", stem, flags=re.ASCII).strip("_.") or "slide"
-
-
-def _tree(levels: list[da.Array]) -> DataTree:
-    """The multiscale image of levels (3, y, x), finest first."""
-    _, height, width = levels[0].shape
-    scales = {}
-    for i, level in enumerate(levels):
-        _, h, w = level.shape
-        coords = {"c": ["r", "g", "b"], "y": (np.arange(h) + 0.5) * height / h, "x": (np.arange(w) + 0.5) * width / w}
-        scales[f"scale{i}"] = Dataset({"image": DataArray(level, dims=("c", "y", "x"), coords=coords)})
-    return DataTree.from_dict(scales)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# pixels
-# ---------------------------------------------------------------------------------------------------------------------
-def _read_tiff(path: Path) -> tuple[list[da.Array], tuple[float, str] | None]:
-    """Levels (3, y, x) of the largest picture in a file, finest first, and its µm per pixel with the source."""
-    version = path.stat().st_mtime_ns
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            if not tiff.series:
-                raise tifffile.TiffFileError("it holds no picture")
-            which = max(range(len(tiff.series)), key=lambda i: np.prod(tiff.series[i].shape))
-            shapes = [(level.axes, level.shape, level.dtype) for level in tiff.series[which].levels]
-            stated = _stated_microns(tiff, which)
-    except tifffile.TiffFileError as error:
-        raise ValueError(
-            f"{path} cannot be read as a slide ({error}): expected svs, ndpi, tif or ome-tif. Convert other formats "
-            "to ome-tif, for instance with QuPath or bfconvert."
-        ) from error
-    return [_lazy(path, version, which, i, *shape) for i, shape in enumerate(shapes)], stated
-
-
-def _lazy(path: Path, version: int, series: int, level: int, axes: str, shape: tuple[int, ...], dtype: Any) -> da.Array:
-    keep = [i for i, (axis, n) in enumerate(zip(axes, shape, strict=True)) if axis in "YX" or n > 1]
-    order = ["YXC".index(axes[i]) if axes[i] in "YX" else 2 for i in keep]
-    if sorted(order) != [0, 1, 2]:
-        raise ValueError(
-            f"{path} is not an RGB image: expected the axes y, x and 3 channels, found {axes} of shape {shape}."
-        )
-    to_yxc = [keep[order.index(i)] for i in range(3)]  # axes of the file that are y, x and channel
-    height, width, n_channels = (shape[i] for i in to_yxc)
-    _check_array(np.broadcast_to(np.zeros((), dtype), (height, width, n_channels)), what=str(path))
-    if dtype != np.uint8:
-        raise ValueError(f"{path} is {dtype}: expected 8 bits per channel (uint8). Convert it.")
-    tiles = _open(str(path), version, series, level).chunks
-    step = [max(1, round(CHUNK / tiles[i])) * tiles[i] for i in to_yxc[:2]]  # whole tiles: none is decoded twice
-    return da.map_blocks(
-        _read_block,
-        chunks=((3,), *da.core.normalize_chunks(tuple(step), (height, width))),
-        dtype=np.uint8,
-        meta=np.empty((0, 0, 0), np.uint8),
-        name=f"slide-{tokenize(str(path), version, series, level)}",
-        path=str(path),
-        version=version,
-        series=series,
-        level=level,
-        to_yxc=to_yxc,
-    )
-
-
-def _read_block(
-    path: str, version: int, series: int, level: int, to_yxc: list[int], block_info: Any = None
-) -> NDArray[np.uint8]:
-    _, (y0, y1), (x0, x1) = block_info[None]["array-location"]
-    array = _open(path, version, series, level)
-    part: list[Any] = [0] * array.ndim
-    part[to_yxc[0]], part[to_yxc[1]], part[to_yxc[2]] = slice(y0, y1), slice(x0, x1), slice(None)
-    pixels = np.asarray(array[tuple(part)])
-    kept = sorted(to_yxc)  # the axes that are left
-    pixels = pixels.transpose([kept.index(axis) for axis in to_yxc])
-    return np.ascontiguousarray(_composite(pixels).transpose(2, 0, 1))
-
-
-def _open(path: str, version: int, series: int, level: int) -> Any:
-    """One level as a zarr array; `version` is the modification time of the file when it was read first."""
-    if not os.path.isfile(path) or os.stat(path).st_mtime_ns != version:
-        raise OSError(f"{path} has changed or gone since it was read: read the slide again.")
-    with _opening:
-        return _opened(path, version, series, level)
-
-
-_opening = threading.Lock()
-
-
-@lru_cache(maxsize=32)
-def _opened(path: str, version: int, series: int, level: int) -> Any:
-    store = tifffile.TiffFile(path).series[series].aszarr(level=level)
-    return zarr.open_array(store, mode="r")
+    return SpatialData(images={f"{name}_image": image_element(levels, systems_of(name, microns))})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # µm per pixel
 # ---------------------------------------------------------------------------------------------------------------------
+def _stated(path: Path, series: int) -> tuple[float, str] | None:
+    """µm per pixel as a TIFF states it, and where; None when it does not."""
+    with tifffile.TiffFile(path) as tiff:
+        return _stated_microns(tiff, series)
+
+
 def _stated_microns(tiff: tifffile.TiffFile, series: int) -> tuple[float, str] | None:
-    """µm per pixel as a file states it, and where; None when it does not."""
     page = tiff.series[series].keyframe
-    if tiff.ome_metadata:
-        found = _ome_microns(tiff.ome_metadata, page.imagewidth)
-        if found is not None:
-            return found
+    pixels = ome_pixels(tiff, page.imagewidth)
+    if pixels is not None:
+        size = pixels.get("PhysicalSizeX")
+        factor = IN_MICRONS.get(pixels.get("PhysicalSizeXUnit", "µm").replace("μ", "µ"))
+        if size and factor:
+            return float(size) * factor, "PhysicalSizeX of the OME-XML"
     aperio = re.search(r"\bMPP\s*=\s*([\d.]+)", page.description or "")
     if aperio:
         return float(aperio[1]), "MPP of the Aperio description"
@@ -232,20 +111,6 @@ def _stated_microns(tiff: tifffile.TiffFile, series: int) -> tuple[float, str] |
         return (IN_MICRONS[unit] / per_unit, "ImageJ resolution") if unit in IN_MICRONS else None
     unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))  # inch, cm
     return None if unit_um is None else (unit_um / per_unit, "resolution tags")
-
-
-def _ome_microns(xml: str, width: int) -> tuple[float, str] | None:
-    """PhysicalSizeX of the picture that is `width` px wide."""
-    try:
-        pixels = [element for element in ET.fromstring(xml).iter() if element.tag.endswith("}Pixels")]
-    except ET.ParseError:
-        return None
-    for element in pixels:
-        size = element.get("PhysicalSizeX")
-        factor = IN_MICRONS.get(element.get("PhysicalSizeXUnit", "µm").replace("μ", "µ"))
-        if size and factor and int(element.get("SizeX", 0)) == width:
-            return float(size) * factor, "PhysicalSizeX of the OME-XML"
-    return None
 
 
 def _checked(path: Path, stated: tuple[float, str] | None) -> tuple[float, str]:

@@ -38,7 +38,8 @@ import nh2st_scverse as nh
 from nh2st_scverse.data.features import encode
 from nh2st_scverse.data.patches import batches, cut
 from nh2st_scverse.data.section import Section, find_sections
-from nh2st_scverse.io._section import CHUNK, _pyramid
+from nh2st_scverse.io._image import CHUNK, pyramid
+from nh2st_scverse.io._section import image_element
 from nh2st_scverse.nn import Config
 
 MICRONS = 0.5  # per pixel
@@ -77,7 +78,7 @@ def write_slide(path: Path, size: int) -> None:
     chunks = ((3,), *da.core.normalize_chunks((CHUNK, CHUNK), (size, size)))
     pixels = da.map_blocks(block, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
     systems = {"slide": Identity(), "slide_microns": Scale([MICRONS] * 2, axes=("x", "y"))}
-    SpatialData(images={"slide_image": _pyramid(pixels, systems)}).write(path)
+    SpatialData(images={"slide_image": image_element(pyramid([pixels]), systems)}).write(path)
 
 
 def fresh(path: Path) -> SpatialData:
@@ -176,7 +177,9 @@ def bins(n: int, settings: dict[str, int]) -> dict[str, float]:
     pixels = da.full((3, int(xy.max()) + 50, int(xy.max()) + 50), 200, chunks=(3, CHUNK, CHUNK), dtype=np.uint8)
     shapes = ShapesModel.parse(xy, geometry=0, radius=4.0 / MICRONS, transformations=systems)
     tables = {"table": TableModel.parse(table, region="bins", region_key="region", instance_key="bin")}
-    sdata = SpatialData(images={"image": _pyramid(pixels, systems)}, shapes={"bins": shapes}, tables=tables)
+    sdata = SpatialData(
+        images={"image": image_element(pyramid([pixels]), systems)}, shapes={"bins": shapes}, tables=tables
+    )
     given = {"microns_per_pixel": MICRONS, "allow": ("off_tissue", "coarse"), "progress": False}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     started, busy = time.perf_counter(), time.process_time()

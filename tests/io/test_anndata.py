@@ -110,7 +110,7 @@ def test_what_must_be_known(adata: ad.AnnData) -> None:
         nh.io.from_anndata(adata, image_array(), microns_per_pixel=2)
     with pytest.raises(ValueError, match="`spot_diameter=` in µm"):
         nh.io.from_anndata(adata, image_array(), spot_pitch=150)
-    with pytest.raises(ValueError, match=r"`microns_per_pixel` must be a number above 0, found nan"):
+    with pytest.raises(ValueError, match=r"Expected microns_per_pixel to be a number above 0, found nan"):
         nh.io.from_anndata(adata, image_array(), microns_per_pixel=np.nan, spot_diameter=55)
     with pytest.raises(ValueError, match=r"Spots of 55 µm would overlap: their centres are 12.5 µm apart"):
         nh.io.from_anndata(adata, image_array(), microns_per_pixel=0.25, spot_diameter=55)
@@ -166,10 +166,14 @@ def test_other_spatial_key(adata: ad.AnnData) -> None:
 def test_duplicated_names(adata: ad.AnnData) -> None:
     genes = adata.copy()
     genes.var_names = ["A", "B", "A", "C", "D"]
-    with pytest.raises(ValueError, match=r"not unique: A. Call `adata.var_names_make_unique\(\)`"):
+    with pytest.raises(
+        ValueError, match=r"unique gene names, found 1 .*'A'.*Mend with adata.var_names_make_unique\(\)"
+    ):
         nh.io.from_anndata(genes, image_array(), spot_pitch=100)
     adata.obs_names = ["one", "one", *adata.obs_names[2:]]
-    with pytest.raises(ValueError, match=r"not unique: one. Call `adata.obs_names_make_unique\(\)`"):
+    with pytest.raises(
+        ValueError, match=r"unique spot names, found 1 .*'one'.*Mend with adata.obs_names_make_unique\(\)"
+    ):
         nh.io.from_anndata(adata, image_array(), spot_pitch=100)
 
 
@@ -230,7 +234,7 @@ def test_16_bits(adata: ad.AnnData, tmp_path: Path, planes: bool) -> None:
         )
     else:
         tifffile.imwrite(tmp_path / "b.tif", image, photometric="rgb")
-    with pytest.raises(ValueError, match=r"b.tif (is uint16|has 16 bits per channel): expected 8.*astype"):
+    with pytest.raises(ValueError, match=r"b.tif is uint16, 16 bits per channel: expected 8.*astype"):
         read(adata, tmp_path / "b.tif")
 
 
@@ -289,14 +293,16 @@ def test_images_that_cannot_be_used(adata: ad.AnnData, tmp_path: Path) -> None:
     for name, match in (
         ("grey.png", "not an RGB image"),
         ("grey16.png", "not an RGB image"),
-        ("grey.tif", "not an RGB image"),
-        ("text.jpg", "expected a jpg, png or tif"),
+        ("grey.tif", "grey.tif is greyscale"),
+        ("text.jpg", "not an image that can be read .*expected svs, .*jpg or png"),
     ):
         with pytest.raises(ValueError, match=match):
             read(adata, tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"no image file .*none.png. Images in that folder: grey.png"):
+    with pytest.raises(
+        FileNotFoundError, match=r"image to be a file, found none at .*none.png'. In that folder: grey.png"
+    ):
         read(adata, tmp_path / "none.png")
-    with pytest.raises(TypeError, match="must be a path or an array"):
+    with pytest.raises(TypeError, match="image to be a path or an array"):
         read(adata, None)
 
 
@@ -315,7 +321,7 @@ def test_pyramid(adata: ad.AnnData) -> None:
 
 
 def test_a_file_is_decoded_once_and_late(adata: ad.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nh2st_scverse.io import _section
+    from nh2st_scverse.io import _image
 
     decoded: list[str] = []
     convert = PIL.Image.Image.convert
@@ -328,7 +334,7 @@ def test_a_file_is_decoded_once_and_late(adata: ad.AnnData, tmp_path: Path, monk
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path in paths:
         PIL.Image.fromarray(image_array(1300, 1600)).save(path, compress_level=0)
-    _section._decode.cache_clear()
+    _image._decoded.cache_clear()
     images = [nh.io.from_anndata(adata, path, spot_pitch=100)["section_image"] for path in paths]
     assert decoded == []
     full = images[0]["scale0"]["image"]
@@ -340,7 +346,7 @@ def test_a_file_is_decoded_once_and_late(adata: ad.AnnData, tmp_path: Path, monk
     images[1]["scale0"]["image"].values  # noqa: B018
     images[2]["scale0"]["image"].values  # noqa: B018
     assert len(decoded) == 3
-    assert _section._decode.cache_info().currsize == 2  # memory is bounded
+    assert _image._decoded.cache_info().currsize == 2  # memory is bounded
 
 
 def test_changed_files_are_noticed(adata: ad.AnnData, tmp_path: Path) -> None:
@@ -352,9 +358,9 @@ def test_changed_files_are_noticed(adata: ad.AnnData, tmp_path: Path) -> None:
     os.utime(path, ns=(1, 1))
     np.testing.assert_array_equal(read(adata, path), 255 - image_array())
     path.unlink()
-    from nh2st_scverse.io import _section
+    from nh2st_scverse.io import _image
 
-    _section._decode.cache_clear()
+    _image._decoded.cache_clear()
     with pytest.raises(OSError, match="changed or gone since it was read"):
         pixels(first)
 

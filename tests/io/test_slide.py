@@ -11,7 +11,7 @@ from PIL import Image
 from spatialdata.transformations import get_transformation
 
 import nh2st_scverse as nh
-from nh2st_scverse.io import _slide as module
+from nh2st_scverse.io import _image as module
 
 APERIO = (
     "Aperio Image Library v11.2.1 \r\n{width}x{height} [0,100 {width}x{height}] (256x256) JPEG/RGB Q=70"
@@ -200,13 +200,13 @@ def test_pictures_are_read_when_their_resolution_is_given(tmp_path: Path, pixels
 
 def test_what_is_no_slide_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     write_svs(tmp_path / "S1.svs", pixels[:256, :256])
-    with pytest.raises(FileNotFoundError, match=r"no slide .*S2.svs. Slides in that folder: S1.svs"):
+    with pytest.raises(FileNotFoundError, match=r"path to be a file, found none at .*S2.svs'. In that folder: S1.svs"):
         nh.io.slide(tmp_path / "S2.svs")
     (tmp_path / "text.svs").write_text("nothing")
-    with pytest.raises(ValueError, match=r"text.svs cannot be read as a slide .*QuPath"):
+    with pytest.raises(ValueError, match=r"text.svs is not an image that can be read .*QuPath"):
         nh.io.slide(tmp_path / "text.svs")
     write_svs(tmp_path / "S1.svs", pixels[:256, :256]).rename(tmp_path / "S1.ndpi")  # whose offsets are of another kind
-    with pytest.raises(ValueError, match=r"S1.ndpi cannot be read as a slide \(it holds no picture\)"):
+    with pytest.raises(ValueError, match=r"S1.ndpi is not an image that can be read"):
         nh.io.slide(tmp_path / "S1.ndpi")
     for name, wrong, message in (
         ("grey.tif", pixels[:300, :300, 0], "axes y, x and 3 channels"),
