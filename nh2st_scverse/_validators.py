@@ -70,9 +70,12 @@ def check_name(name: Any, *, argument: str, beside: Iterable[str] = ()) -> None:
     fits = isinstance(name, str) and re.fullmatch(r"(?!__)[\w.-]*\w[\w.-]*", name, flags=re.ASCII)
     if not fits or len(name) > LONGEST_NAME:
         mended = re.sub(r"[^\w.-]+", "_", str(name), flags=re.ASCII).strip("_.")[:LONGEST_NAME]
+        long = isinstance(name, str) and len(name) > LONGEST_NAME
         raise ValueError(
-            f"Expected {argument} to be a name of up to {LONGEST_NAME} letters, digits, '.', '-' and '_' (it is "
-            f"written to zarr), found {_short(name)}" + (f": use {argument}={_short(mended)}." if mended else ".")
+            f"Expected {argument} to be a name of letters, digits, '.', '-' and '_', at most {LONGEST_NAME} characters "
+            f"(it is written to zarr, and begins names that are longer), found "
+            + (f"{len(name)}: {name[:20]!r}..." if long else repr(name))
+            + (f": use {argument}={mended!r}." if mended and not long else ".")
         )
     alike = [other for other in beside if other != name and str(other).lower() == name.lower()]
     if alike:

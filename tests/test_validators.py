@@ -17,7 +17,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "one dot": (lambda: v.check_name(".", argument="key_added"), ValueError, r"key_added to be a name .*found '\.'\.$"),
     "two dots": (lambda: v.check_name("..", argument="key_added"), ValueError, r"found '\.\.'"),
     "no name": (lambda: v.check_name("", argument="key_added"), ValueError, "found ''"),
-    "a long name": (lambda: v.check_name("a" * 300, argument="k"), ValueError, r"up to 200 .*\(302 characters\)"),
+    "a long name": (lambda: v.check_name("a" * 300, argument="k"), ValueError, "at most 200 characters.*found 300:"),
     "a slash": (lambda: v.check_name("a/b", argument="section"), ValueError, "found 'a/b': use section='a_b'"),
     "a null": (lambda: v.check_name("a\0b", argument="k"), ValueError, "letters, digits"),
     "a space": (lambda: v.check_name("my section", argument="section"), ValueError, "section='my_section'"),
