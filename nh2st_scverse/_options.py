@@ -1,4 +1,4 @@
-"""How a call runs: where, from which seed, with which folders and helpers. Checked before any work."""
+"""Which elements of an object a call uses, and how it runs: where, from which seed. Checked before any work."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args, get_type_hints
+from typing import Any, Literal, TypedDict, Unpack, get_args, get_type_hints
 
 import numpy as np
+
+from nh2st_scverse._validators import as_allowances, check_positive
 
 Panel = Literal["highest_mean", "highly_variable"]
 """How a gene panel is chosen."""
@@ -30,6 +33,50 @@ QUIET = {  # what a Trainer does only when it is asked to
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
+
+
+class ElementOptions(TypedDict, total=False):
+    """Keywords that choose the elements of an object."""
+
+    table_key: str | None
+    shapes_key: str | None
+    image_key: str | Mapping[str, str] | None
+    microns_per_pixel: float | None
+    allow: str | Iterable[str]
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Which elements of an object, how fine its image is, and with which known problems to go on."""
+
+    table: str | None = None
+    shapes: str | None = None
+    image: str | Mapping[str, str] | None = None  # one for all shapes, or by the key of the shapes
+    microns_per_pixel: float | None = None
+    allow: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls,
+        table_key: str | None = None,
+        shapes_key: str | None = None,
+        image_key: str | Mapping[str, str] | None = None,
+        microns_per_pixel: float | None = None,
+        allow: str | Iterable[str] = (),
+    ) -> Elements:
+        """Check what a user passed."""
+        if microns_per_pixel is not None:
+            check_positive(microns_per_pixel, argument="microns_per_pixel")
+        image = dict(image_key) if isinstance(image_key, Mapping) else image_key
+        return cls(table_key, shapes_key, image, microns_per_pixel, as_allowances(allow))
+
+    def image_of(self, shapes_key: str) -> str | None:
+        """The image that was named for some shapes."""
+        return self.image.get(shapes_key) if isinstance(self.image, Mapping) else self.image
+
+
+ANY = Elements()
+"""The only candidates of an object."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -91,7 +138,20 @@ class Run:
             check_client(self.client)
         hold("trainer_kwargs", dict(as_trainer_kwargs(self.trainer_kwargs)))
         if self.trainer_kwargs:
-            check_trainer(self.trainer_options(), self.trainer_kwargs)
+            check_trainer(self)
+
+    @classmethod
+    def of(cls, **options: Unpack[RunOptions]) -> Run:
+        """Check what a user passed."""
+        given: Any = options
+        return cls(**given)
+
+    def but(self, **changes: Any) -> Run:
+        """The same with other values that need no check: a folder inside its own, the next seed."""
+        other = copy(self)
+        for name, value in changes.items():
+            object.__setattr__(other, name, value)
+        return other
 
     @property
     def torch_device(self) -> str:
@@ -250,22 +310,25 @@ def as_trainer_kwargs(given: Any) -> Mapping[str, Any]:
     return given
 
 
-def check_trainer(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_trainer(run: Run) -> None:
     """Make a Trainer once, so that what it refuses is told before any work.
 
     Raises
     ------
     ValueError
-        It refuses the options; `given` are those of the user.
+        It refuses what the user gave.
     """
     from lightning.pytorch import Callback, Trainer
 
+    given = run.trainer_kwargs
     if "spawn" in str(given.get("strategy")):
         raise ValueError(
             "Strategies that spawn processes are not supported: expected strategy='ddp' in a script, or 'ddp_notebook' "
             "in a notebook."
         )
-    check_types(Trainer.__init__, given)
+    hints = get_type_hints(Trainer.__init__)
+    for name, value in given.items():
+        check_type(name, value, hints.get(name))
     callbacks = given.get("callbacks") or []
     listed = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
     strange = [one for one in listed if not isinstance(one, Callback)]
@@ -273,25 +336,23 @@ def check_trainer(options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
         raise ValueError(f"lightning.Trainer refuses trainer_kwargs: callbacks has {strange}, no lightning.Callback.")
     try:
         with quiet():
-            Trainer(**options)
+            Trainer(**run.trainer_options())
     except Exception as error:  # whatever a value leads to
         raise ValueError(f"lightning.Trainer refuses trainer_kwargs={dict(given)!r}: {error}") from error
 
 
-def check_types(function: Any, given: Mapping[str, Any]) -> None:
-    """Raise ValueError for a value of another type than a number, flag or text that a parameter is declared to be.
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Raise ValueError for a value of another type than the number, flag or text that a Trainer declares it to be.
 
-    A Trainer takes ``max_epochs="three"`` and fails hours later.
+    It takes ``max_epochs="three"`` and fails hours later.
     """
-    hints = get_type_hints(function)
-    for name, value in given.items():
-        types = set(get_args(hints.get(name)) or [hints.get(name)])
-        if types <= {bool, int, float, str, type(None)}:
-            types |= {int} if float in types else set()
-            flag = isinstance(value, bool) and bool not in types
-            if flag or not isinstance(value, tuple(types)):
-                wanted = " or ".join(sorted(t.__name__ for t in types))
-                raise ValueError(f"lightning.Trainer refuses trainer_kwargs: {name} is {wanted}, found {value!r}.")
+    types = set(get_args(hint) or [hint])
+    if types <= {bool, int, float, str, type(None)}:
+        types |= {int} if float in types else set()
+        flag = isinstance(value, bool) and bool not in types
+        if flag or not isinstance(value, tuple(types)):
+            wanted = " or ".join(sorted(t.__name__ for t in types))
+            raise ValueError(f"lightning.Trainer refuses trainer_kwargs: {name} is {wanted}, found {value!r}.")
 
 
 @contextmanager

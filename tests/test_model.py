@@ -23,7 +23,7 @@ from spatialdata import SpatialData
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.neighbours import Neighbours
-from nh2st_scverse.data.section import Section, find_sections
+from nh2st_scverse.data.section import Section, locate_sections
 from nh2st_scverse.model.card import Card
 from nh2st_scverse.model.saved import FORMAT
 
@@ -179,39 +179,38 @@ def test_prediction_is_the_mean_of_the_members(model: nh.NH2ST, sdata: SpatialDa
     assert not np.allclose(parts[0], parts[1], atol=1e-2)
 
 
-def featured(sdata: SpatialData, model: nh.NH2ST) -> Section:
-    """The first section with the features of the model's encoder."""
+def featured(sdata: SpatialData, model: nh.NH2ST) -> tuple[Section, np.ndarray]:
+    """The first section, and the features of the model's encoder."""
     nh.tl.predict_expression(sdata, model=model, encoder=Colours(), progress=False)
-    section = find_sections(sdata)[1][0]
-    section.features = sdata["table"].obsm["nh2st_features"][section.rows]
-    return section
+    section = locate_sections(sdata)[0]
+    return section, sdata["table"].obsm["nh2st_features"][section.rows]
 
 
 def test_attention_is_the_mean_of_the_members(model: nh.NH2ST, sdata: SpatialData) -> None:
-    section = featured(sdata, model)
+    section, features = featured(sdata, model)
     gone = 3
-    section.usable[gone] = False
-    whole = model.attention(section)
     there = np.arange(section.n_spots) != gone
+    section = replace(section, usable=there)
+    whole = model.attention(section, features)
     assert whole.shape == section.neighbours.nodes.shape and whole.dtype == np.float32
     assert np.isnan(whole[gone]).all()
     assert np.allclose(whole[there].sum(axis=1), 1, atol=1e-5)
     assert ((whole > 0) == section.neighbours.mask)[there].all()
-    parts = [nh.NH2ST(**{**vars(model), "members": [member]}).attention(section)[there] for member in model.members]
+    single = [nh.NH2ST(**{**vars(model), "members": [member]}) for member in model.members]
+    parts = [one.attention(section, features)[there] for one in single]
     assert np.allclose(whole[there], np.mean(parts, axis=0), atol=1e-6)
     assert not np.allclose(parts[0], parts[1], atol=1e-3)
 
 
 def test_attention_is_refused_where_there_is_none(model: nh.NH2ST, paper: nh.NH2ST, sdata: SpatialData) -> None:
-    section = featured(sdata, model)
+    section, features = featured(sdata, model)
     with pytest.raises(ValueError, match=r"preset 'paper' predicts from the spot alone .* with nh\.tl\.train"):
-        paper.attention(section)
-    n = section.features.shape[1]
-    section.features = section.features[:, 1:]
+        paper.attention(section, features)
+    n = features.shape[1]
     told = rf"trained on {n} features \(colours\), found {n - 1} in .*nh\.tl\.predict_expression\(sdata, model=model\)"
-    for method in (model.attention, model.predict):
+    for method in (model.attention, model.predict, model.uncertainty):
         with pytest.raises(ValueError, match=told):
-            method(section)
+            method(section, features[:, 1:])
 
 
 def test_the_embedding_has_no_more_axes_than_genes(model: nh.NH2ST) -> None:
@@ -417,21 +416,22 @@ def test_another_encoder_than_the_models_is_refused(folder: Path, sdata: Spatial
 # --------------------------------------------------------------------------------------- models of earlier versions
 
 
-def stored_spots(folder: Path) -> tuple[Section, np.ndarray]:
-    """The spots stored beside a model, and the predictions of the version that made it."""
+def stored_spots(folder: Path) -> tuple[Section, np.ndarray, np.ndarray]:
+    """The spots stored beside a model, their features, and the predictions of the version that made it."""
     with np.load(folder / "spots.npz", allow_pickle=False) as stored:
         spots = dict(stored)
     n = len(spots["features"])
     section = Section(
         name="stored",
+        shapes_key="stored",
         rows=np.arange(n),
         geometry=None,  # type: ignore[arg-type]
         spacing_um=100.0,
         usable=np.ones(n, dtype=bool),
         neighbours=Neighbours(spots["nodes"], spots["mask"], spots["offsets"]),
-        features=spots["features"],
+        group="stored",
     )
-    return section, spots["predicted"]
+    return section, spots["features"], spots["predicted"]
 
 
 def write_model() -> None:
@@ -447,16 +447,16 @@ def write_model() -> None:
     features = rng.normal(size=(20, made.members[0].n_features)).astype(np.float32)
     given = {"features": features, "nodes": nodes, "mask": mask, "offsets": offsets}
     np.savez_compressed(folder / "spots.npz", predicted=np.zeros(0), **given)
-    section, _ = stored_spots(folder)
-    np.savez_compressed(folder / "spots.npz", predicted=made.predict(section), **given)
+    section, _, _ = stored_spots(folder)
+    np.savez_compressed(folder / "spots.npz", predicted=made.predict(section, features), **given)
 
 
 @pytest.mark.parametrize("folder", sorted(SAVED.glob("format_*")), ids=lambda path: path.name)
 def test_models_of_earlier_versions_predict_what_they_did(folder: Path) -> None:
     loaded = nh.NH2ST.load(folder)
-    section, expected = stored_spots(folder)
+    section, features, expected = stored_spots(folder)
     assert expected.std(axis=0).min() > 0.01
-    assert np.allclose(loaded.predict(section), expected, atol=1e-4)
+    assert np.allclose(loaded.predict(section, features), expected, atol=1e-4)
     assert len(loaded.genes) == 5
     assert len(loaded.history) == 20
     assert loaded.scores["pearson"].notna().all()

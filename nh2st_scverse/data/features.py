@@ -19,7 +19,7 @@ from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 
 
-def encode(
+def encode_section(
     section: Section,
     encoder: Encoder,
     *,
@@ -28,6 +28,7 @@ def encode(
     progress: bool = True,
     cache: FeatureCache | None = None,
     client: Any = None,
+    begun: np.ndarray | None = None,
 ) -> np.ndarray:
     """Encode the patches of every usable spot.
 
@@ -50,6 +51,8 @@ def encode(
         Where finished batches are kept on disk; what it has already is not encoded again.
     client
         ``distributed.Client`` of a dask cluster that encodes, instead of this process.
+    begun
+        What an interrupted encoding left, NaN where it did not come: filled in place.
 
     Returns
     -------
@@ -60,7 +63,8 @@ def encode(
     ValueError
         The encoder returns another shape than it announces.
     """
-    features = np.full((section.n_spots, len(fields) * encoder.dim), np.nan, dtype=np.float32)
+    width = len(fields) * encoder.dim
+    features = np.full((section.n_spots, width), np.nan, dtype=np.float32) if begun is None else begun
     some = batches(
         section.geometry, np.flatnonzero(section.usable), size_um=patch_um * min(fields), size_px=encoder.input_size
     )
@@ -68,6 +72,8 @@ def encode(
     todo = []  # batch and field
     for at, spots in enumerate(some):
         for field in range(len(fields)):
+            if begun is not None and np.isfinite(begun[spots, columns[field]]).all():
+                continue
             known = None if cache is None else cache.get(at, field, len(spots))
             if known is None:
                 todo.append((at, field))

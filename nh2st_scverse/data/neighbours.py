@@ -63,6 +63,14 @@ def neighbourhoods(xy: np.ndarray, spacing: float, usable: np.ndarray, n_nodes: 
     return Neighbours(nodes, mask, ((xy[nodes] - xy[:, None]) / spacing).astype(np.float32))
 
 
+def alone(n: int, n_nodes: int = N_NODES) -> Neighbours:
+    """Neighbourhoods of `n` spots that have no neighbour but themselves."""
+    nodes = np.repeat(np.arange(n)[:, None], n_nodes, axis=1)
+    mask = np.zeros(nodes.shape, dtype=bool)
+    mask[:, 0] = True
+    return Neighbours(nodes, mask, np.zeros((*nodes.shape, 2), dtype=np.float32))
+
+
 def thinned_neighbourhoods(
     xy: np.ndarray, spacing: float, usable: np.ndarray, part: np.ndarray, n_nodes: int = N_NODES
 ) -> Neighbours:
@@ -75,11 +83,7 @@ def thinned_neighbourhoods(
     part
         (n,) part of each spot, from :func:`interleave`.
     """
-    own = np.arange(len(xy))[:, None]
-    nodes = np.repeat(own, n_nodes, axis=1)
-    mask = np.zeros(nodes.shape, dtype=bool)
-    mask[:, 0] = True
-    offsets = np.zeros((*nodes.shape, 2), dtype=np.float32)
+    nodes, mask, offsets = vars(alone(len(xy), n_nodes)).values()
     for one in np.unique(part):
         members = np.flatnonzero(part == one)
         k = min(n_nodes, int(usable[members].sum()))  # a small piece of tissue has few spots in each part

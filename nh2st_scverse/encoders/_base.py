@@ -46,7 +46,7 @@ class Encoder(Protocol):
         ...
 
 
-def get(encoder: str | Encoder = DEFAULT) -> Encoder:
+def get(encoder: str | Encoder = DEFAULT, *, device: str = "auto") -> Encoder:
     """Return the encoder of a name, or the encoder itself.
 
     Parameters
@@ -54,6 +54,8 @@ def get(encoder: str | Encoder = DEFAULT) -> Encoder:
     encoder
         ``"efficientnet_lite0"``, the offline default, ``"resnet18"``, which is to be trained, ``"precomputed:<key>"``,
         or an object with the interface of :class:`Encoder`.
+    device
+        Where an encoder that is named computes; an object keeps its own.
 
     Returns
     -------
@@ -84,7 +86,7 @@ def get(encoder: str | Encoder = DEFAULT) -> Encoder:
                 f"Expected encoder= to be one of {list(NAMED)} or an encoder object, found {encoder!r}. Wrap your own "
                 "network as nh.encoders.Encoder describes."
             )
-        return _named(encoder)
+        return _named(encoder, device)
     if isinstance(encoder, type):
         raise TypeError(f"Expected an encoder, found the class {encoder.__name__}: pass {encoder.__name__}(...).")
     lacking = [name for name in ("name", "input_size", "dim", "weights_hash") if not hasattr(encoder, name)]
@@ -97,8 +99,8 @@ def get(encoder: str | Encoder = DEFAULT) -> Encoder:
 
 
 @lru_cache(maxsize=2)
-def _named(name: str) -> Encoder:
+def _named(name: str, device: str) -> Encoder:
     from nh2st_scverse import encoders
 
-    made: Encoder = getattr(encoders, NAMED[name])()
+    made: Encoder = getattr(encoders, NAMED[name])(device=device)
     return made

@@ -116,7 +116,7 @@ class Timm(TorchEncoder):
             raise ValueError(f"Expected pooling to be one of {list(POOLING)}, found {pooling!r}.")
         if weights is not None and not Path(weights).is_file():
             raise FileNotFoundError(f"Expected the weights of {model!r} at {weights}, found no file.")
-        network = _create(model, weights is None, kwargs)
+        network = _create(model, pretrained=weights is None, **kwargs)
         if weights is not None:
             _fill(network, Path(weights), model)
         if pooling != "model" and not hasattr(network, "num_prefix_tokens"):
@@ -154,7 +154,7 @@ class _Pooled(Trunk):
         return {"class": own, "mean": mean, "class+mean": torch.cat([own, mean], dim=1)}[self.pooling]
 
 
-def _create(model: str, pretrained: bool, kwargs: Mapping[str, Any]) -> nn.Module:
+def _create(model: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
     """The network without its classifier; what goes wrong at the hub is told in a way that helps."""
     repository = model.removeprefix("hf-hub:").removeprefix("hf_hub:")
     hint = "download its folder elsewhere and pass nh.encoders.Timm('local-dir:folder')"

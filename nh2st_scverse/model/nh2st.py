@@ -1,12 +1,11 @@
-"""The trained model a user holds: fit, predict, save, load."""
+"""The trained model a user holds: predict, save, load."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import fields
-from functools import partial
+from dataclasses import fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nh2st_scverse._logging import logger
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
-from nh2st_scverse.encoders._torch import trunk_of
 from nh2st_scverse.model.card import Card
 from nh2st_scverse.model.saved import identifier, read, write
-from nh2st_scverse.model.trust import Trust, principal_genes
+from nh2st_scverse.model.trust import Trust
 from nh2st_scverse.nn import Config, Member
-from nh2st_scverse.train.checkpoint import claim, data_hash
-from nh2st_scverse.train.fit import Interrupted, fit_member, refit_ridges, seeded
-from nh2st_scverse.train.folds import make_folds
-from nh2st_scverse.train.scores import gene_pearson, nanmean
-from nh2st_scverse.train.spots import Spots, stack
+from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.task import attend_batch, predict_batch
+from nh2st_scverse.train.tensors import Tensors, stack
 from nh2st_scverse.train.trust import Novelty, Residuals
 
 N_NAMED = 4  # genes and sections that a summary names
@@ -131,182 +125,16 @@ class NH2ST:
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *OWNER})
 
-    @classmethod
-    def fit(
-        cls,
-        sections: Sequence[Section],
-        groups: Sequence[str],
-        genes: Sequence[str],
-        config: Config,
-        *,
-        unit: str,
-        patch_um: float,
-        stain: dict[str, Any] | None = None,
-        encoder: Encoder,
-        seed: int = 0,
-        accelerator: str = "auto",
-        trainer_kwargs: dict[str, Any] | None = None,
-        on_epoch: Callable[..., None] | None = None,
-        checkpoint_dir: str | Path | None = None,
-        resume: bool = False,
-    ) -> NH2ST:
-        """Train the members of a model on sections that have features (or patches) and expression.
-
-        Users call :func:`nh2st_scverse.tl.train`, which prepares the sections.
-
-        Parameters
-        ----------
-        sections, groups
-            Training sections, and what must be held out together when a member is validated.
-        genes
-            Names of the columns of the expression.
-        config
-            Settings.
-        unit, patch_um, stain
-            What the sections hold, and the colours they took; kept with the model.
-        encoder
-            What made the features, or gives the trunk that is trained.
-        seed
-            The same seed on the same machine gives the same model.
-        accelerator, trainer_kwargs
-            For ``lightning.Trainer``.
-        on_epoch
-            Called after every epoch with its terms, the most epochs, the member and the number of members.
-        checkpoint_dir, resume
-            Folder to leave checkpoints in, and whether to go on with those that are there.
-
-        Returns
-        -------
-        The model. When the user interrupts, the members trained so far make it.
-
-        See Also
-        --------
-        nh2st_scverse.tl.train : what users call.
-
-        Examples
-        --------
-        >>> import nh2st_scverse as nh
-        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
-        >>> table = sdata["table"]
-        >>> _, sections = nh.data.section.find_sections(sdata)
-        >>> for section in sections:
-        ...     section.features = table.obs[["n_nuclei", "fraction_fat"]].to_numpy("float32")[section.rows]
-        ...     section.expression = nh.data.expression.measured(table)[section.rows, :20]
-        ...     section.trainable = section.usable
-        >>> model = nh.NH2ST.fit(
-        ...     sections,
-        ...     ["p1", "p2"],
-        ...     table.var_names[:20],
-        ...     nh.nn.Config(fields=(1.0,), max_epochs=2),
-        ...     unit="log1p(counts per 10,000)",
-        ...     patch_um=75,
-        ...     encoder=nh.encoders.Precomputed("cells"),
-        ... )
-        >>> len(model.genes)
-        20
-        """
-        field_um = patch_um * max(config.fields)
-        folds = make_folds(sections, groups, patch_um=field_um, max_folds=config.n_members, seed=seed, strict=False)
-        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-        if folder is not None:
-            about = {
-                "config": config.to_dict(),
-                "genes": list(genes),
-                "sections": {s.name: str(g) for s, g in zip(sections, groups, strict=True)},
-                "data": data_hash(sections),
-                "encoder": [encoder.name, encoder.weights_hash],
-                "seed": seed,
-            }
-            claim(folder, about, resume=resume)
-        predicted = [np.full((s.n_spots, len(genes)), np.nan, dtype=np.float32) for s in sections]
-        apart = [np.zeros(s.n_spots, dtype=bool) for s in sections]
-        members: list[Member] = []
-        history: list[pd.DataFrame] = []
-        stopped = False
-        for i, fold in enumerate(folds):
-            try:
-                with seeded(seed + i):
-                    trunk = trunk_of(encoder) if config.fine_tune else None
-                member, held_out, rows = fit_member(
-                    fold.train,
-                    [(sections[at], spots) for at, spots in fold.held_out],
-                    config,
-                    seed=seed + i,
-                    trunk=trunk,
-                    accelerator=accelerator,
-                    trainer_kwargs=trainer_kwargs,
-                    on_epoch=None if on_epoch is None else partial(on_epoch, member=i, members=len(folds)),
-                    checkpoint=None if folder is None else folder / f"member_{i}.ckpt",
-                )
-            except Interrupted as interrupted:
-                member, held_out, rows = interrupted.args
-                stopped = True
-                if not rows and not members:
-                    raise KeyboardInterrupt(
-                        "Training was interrupted before its first epoch ended: no model."
-                    ) from None
-            except KeyboardInterrupt:  # while the member was prepared
-                if not members:
-                    raise
-                rows, stopped = [], True
-            if rows:
-                members.append(member)
-                history.append(pd.DataFrame(rows).assign(member=i, held_out=fold.name))
-                for (at, spots), values in zip(fold.held_out, held_out, strict=True):
-                    predicted[at][spots] = values
-                    apart[at][spots] = fold.apart  # a margin that had to shrink stops a member, but scores nothing
-            if stopped:
-                logger.warning(
-                    "Interrupted: the model is made of the %d of %d members so far.", len(members), len(folds)
-                )
-                break
-        if config.ridge:
-            refit_ridges(members, sections, seed=seed)
-
-        per_section, pairs = [], []
-        for section, values, honest in zip(sections, predicted, apart, strict=True):
-            scored = section.trainable & honest & np.isfinite(values).all(axis=1)
-            if section.expression is not None and scored.sum() > 2:
-                pair = torch.from_numpy(values[scored]), torch.from_numpy(section.expression[scored])
-                per_section.append(gene_pearson(*pair).numpy())
-                pairs.append((values[scored], section.expression[scored]))
-        mean = nanmean(np.stack(per_section)) if per_section else np.full(len(genes), np.nan)
-        everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
-        table = pd.concat(history, ignore_index=True).astype({"epoch": int})
-        first = ["member", "held_out", "epoch"]
-        return cls(
-            members=members,
-            genes=genes,
-            config=config,
-            history=table[first + [c for c in table.columns if c not in first]],
-            scores=pd.DataFrame({"pearson": mean}, index=pd.Index(genes, name="gene")),
-            card=Card(
-                unit=unit,
-                patch_um=patch_um,
-                spacing_um=float(np.median([s.spacing_um for s in sections])),
-                encoder=encoder.name,
-                encoder_hash=encoder.weights_hash,
-                encoder_dim=encoder.dim or members[0].n_features,
-                patch_px=encoder.input_size,
-                stain=stain,
-                trained_on={s.name: str(g) for s, g in zip(sections, groups, strict=True)},
-                seed=seed,
-                interrupted=stopped,
-            ),
-            trust=Trust(
-                components=principal_genes(everything),
-                residuals=Residuals.fit(*map(np.concatenate, zip(*pairs, strict=True))) if pairs else None,
-                novelty=Novelty.fit(sections, groups, seed) if sections[0].patches is None else None,
-            ),
-        )
-
-    def predict(self, section: Section, device: str = "cpu") -> np.ndarray:
-        """Predict the spots of a section that has features (or patches).
+    def predict(self, section: Section, inputs: np.ndarray, device: str = "cpu") -> np.ndarray:
+        """Predict the spots of a section.
 
         Parameters
         ----------
         section
-            The section.
+            The section, with neighbourhoods as large as the model's.
+        inputs
+            (n_spots, n_features) features of its spots, or (n_spots, side, side, 3) uint8 patches for a model that
+            holds its encoder.
         device
             Where to compute.
 
@@ -329,14 +157,14 @@ class NH2ST:
         >>> import nh2st_scverse as nh
         >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
         >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
-        >>> _, (section, other) = nh.data.section.find_sections(sdata)
-        >>> section.features = sdata["table"].obsm["nh2st_features"][section.rows]
-        >>> model.predict(section).shape == (section.n_spots, 20)
+        >>> section, other = nh.data.section.locate_sections(sdata)
+        >>> features = sdata["table"].obsm["nh2st_features"][section.rows]
+        >>> model.predict(section, features).shape == (section.n_spots, 20)
         True
         """
-        return self._mean_over_members(predict_batch, section, device)
+        return self._over_members(predict_batch, section, inputs, device)[0]
 
-    def attention(self, section: Section, device: str = "cpu") -> np.ndarray:
+    def attention(self, section: Section, inputs: np.ndarray, device: str = "cpu") -> np.ndarray:
         """How much each spot looks at itself and at its neighbours.
 
         It is that of the network, through which the neighbourhood reaches a prediction. The ridge beside it
@@ -346,7 +174,9 @@ class NH2ST:
         Parameters
         ----------
         section
-            The section, with features (or patches), and neighbourhoods as large as the model's.
+            The section, with neighbourhoods as large as the model's.
+        inputs
+            As for :meth:`predict`.
         device
             Where to compute.
 
@@ -371,68 +201,81 @@ class NH2ST:
         >>> import nh2st_scverse as nh
         >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
         >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
-        >>> _, (section, other) = nh.data.section.find_sections(sdata)
-        >>> section.features = sdata["table"].obsm["nh2st_features"][section.rows]
-        >>> attention = model.attention(section)
+        >>> section, other = nh.data.section.locate_sections(sdata)
+        >>> features = sdata["table"].obsm["nh2st_features"][section.rows]
+        >>> attention = model.attention(section, features)
         >>> attention.shape == (section.n_spots, 9), bool((abs(attention.sum(axis=1) - 1) < 1e-5).all())
         (True, True)
         """
         check_context(self)
-        return self._mean_over_members(attend_batch, section, device)
+        return self._over_members(attend_batch, section, inputs, device)[0]
 
-    def _mean_over_members(
-        self, of: Callable[[Member, Spots, torch.Tensor], torch.Tensor], section: Section, device: str
-    ) -> np.ndarray:
-        """Mean of what the members say of the spots of a section."""
-        total: np.ndarray | None = None
-        for found in self._by_member(of, section, device):
-            total = found if total is None else np.add(total, found, out=total)
-        assert total is not None  # a model has members
-        return total / np.float32(len(self.members))
+    def _over_members(
+        self,
+        of: Callable[[Member, Tensors, torch.Tensor], torch.Tensor],
+        section: Section,
+        inputs: np.ndarray,
+        device: str,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of what the members say of each spot, and their variance (G,) about it, mean over spots, in one pass."""
+        total, squares = np.zeros((), np.float32), np.zeros(())
+        for i, found in enumerate(self._by_member(of, section, inputs, device)):
+            before = total / np.float32(max(i, 1))
+            total = total + found
+            if i:  # Welford's update
+                away = (found - before) * (found - total / np.float32(i + 1))
+                squares = squares + away[section.usable].mean(axis=0, dtype=np.float64)
+        n = len(self.members)
+        return np.asarray(total / np.float32(n)), squares / n
 
     def _by_member(
-        self, of: Callable[[Member, Spots, torch.Tensor], torch.Tensor], section: Section, device: str
+        self,
+        of: Callable[[Member, Tensors, torch.Tensor], torch.Tensor],
+        section: Section,
+        inputs: np.ndarray,
+        device: str,
     ) -> Iterator[np.ndarray]:
         """What each member says of the spots of a section, NaN without an image."""
-        if section.features is not None and section.features.shape[1] != self.members[0].n_features:
+        if inputs.ndim == 2 and inputs.shape[1] != self.members[0].n_features:
             raise ValueError(
                 f"The model was trained on {self.members[0].n_features} features ({self.encoder}), found "
-                f"{section.features.shape[1]} in section {section.name!r}. Those of its own encoder are left in the "
+                f"{inputs.shape[1]} in section {section.name!r}. Those of its own encoder are left in the "
                 "table by nh.tl.predict_expression(sdata, model=model)."
             )
-        spots = stack([section], standardise=self.config.standardise == "section").to(device)
+        standardise = self.config.standardise == "section"
+        tensors = stack(Data((section,), (inputs,)), standardise=standardise).to(device)
         for member in self.members:
             with torch.inference_mode():
                 member.to(device)
-                inputs = spots.inputs
+                seen = tensors
                 if member.trunk is None and member.projection is not None:
-                    spots.inputs = member.projection(inputs)
-                parts = [of(member, spots, b) for b in torch.arange(section.n_spots, device=device).split(512)]
-                spots.inputs = inputs
+                    seen = replace(tensors, inputs=member.projection(tensors.inputs))
+                parts = [of(member, seen, b) for b in torch.arange(section.n_spots, device=device).split(512)]
                 member.cpu()
             found = torch.cat(parts).cpu().numpy()
             found[~section.usable] = np.nan
             yield found
 
     def uncertainty(
-        self, section: Section, predicted: np.ndarray, device: str = "cpu"
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Standard deviation of predictions, and novelty of the tissue.
+        self, section: Section, inputs: np.ndarray, device: str = "cpu"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predictions, their standard deviation, and novelty of the tissue.
 
         Parameters
         ----------
         section
-            The section, with features.
-        predicted
-            Its predictions (n_spots, n_genes), from :meth:`predict`.
+            The section, with neighbourhoods as large as the model's.
+        inputs
+            As for :meth:`predict`.
         device
             Where to compute.
 
         Returns
         -------
-        Two arrays. (n_spots, n_genes): the standard deviation of the residuals on tissue that the members never saw, as
-        a function of the prediction, less what the mean of the members gains on each. (n_spots,): how unlike the
-        training tissue, 1 what 5 % of the spots of a training group exceed when the other groups judge it.
+        Three arrays. (n_spots, n_genes): what :meth:`predict` gives. (n_spots, n_genes): the standard deviation of the
+        residuals on tissue that the members never saw, as a function of the prediction, less what the mean of the
+        members gains on each. (n_spots,): how unlike the training tissue, 1 what 5 % of the spots of a training group
+        exceed when the other groups judge it.
 
         Raises
         ------
@@ -448,17 +291,16 @@ class NH2ST:
         >>> import nh2st_scverse as nh
         >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
         >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
-        >>> _, (section, other) = nh.data.section.find_sections(sdata)
-        >>> section.features = sdata["table"].obsm["nh2st_features"][section.rows]
-        >>> std, novelty = model.uncertainty(section, model.predict(section))
+        >>> section, other = nh.data.section.locate_sections(sdata)
+        >>> features = sdata["table"].obsm["nh2st_features"][section.rows]
+        >>> predicted, std, novelty = model.uncertainty(section, features)
         >>> bool((std > 0).all()), novelty.shape == (section.n_spots,)
         (True, True)
         """
         check_residuals(self)
         assert self.trust.residuals is not None
-        members = self._by_member(predict_batch, section, device)
-        apart = [((one - predicted)[section.usable] ** 2).mean(axis=0) for one in members]
-        return self.trust.residuals.std(predicted, np.mean(apart, axis=0)), novelty_of(self, section)
+        predicted, apart = self._over_members(predict_batch, section, inputs, device)
+        return predicted, self.trust.residuals.std(predicted, apart), novelty_of(self, section, inputs)
 
     def embed(self, predicted: np.ndarray) -> np.ndarray:
         """Project predictions on the axes along which those of the training sections vary.
@@ -682,12 +524,12 @@ def check_context(model: NH2ST) -> None:
         )
 
 
-def novelty_of(model: NH2ST, section: Section) -> np.ndarray:
-    """How unlike the training tissue each spot looks (n_spots,); NaN without a usable image, or without features."""
+def novelty_of(model: NH2ST, section: Section, inputs: np.ndarray) -> np.ndarray:
+    """How unlike the training tissue each spot looks (n_spots,); NaN without a usable image, or for patches."""
     told = np.full(section.n_spots, np.nan, dtype=np.float32)
     novelty = model.trust.novelty
-    if novelty is not None and section.features is not None:
-        told[section.usable] = novelty.score(section.features[section.usable])
+    if novelty is not None and inputs.ndim == 2:
+        told[section.usable] = novelty.score(inputs[section.usable])
     return told
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from spatialdata import SpatialData
 
-from nh2st_scverse._validators import ALLOWANCES, check_positive
+from nh2st_scverse._options import Elements
+from nh2st_scverse._validators import check_positive
+from nh2st_scverse.data.cohort import patch_size
 from nh2st_scverse.data.patches import iter_patches
-from nh2st_scverse.data.section import find_sections, patch_size
+from nh2st_scverse.data.section import locate_sections
 from nh2st_scverse.pl._figure import (
     PANEL_INCHES,
     draw_image,
@@ -95,7 +97,7 @@ def check(
         "image_key": image_key,
         "microns_per_pixel": microns_per_pixel,
     }
-    _, sections = find_sections(sdata, allow=ALLOWANCES, **keys)  # type: ignore[arg-type]
+    sections = locate_sections(sdata, Elements.of(**keys))  # type: ignore[arg-type]
     drawn = pictures(sdata, **keys)  # type: ignore[arg-type]
     side_um = patch_size(sections) if patch_um is None else patch_um
     fig, axes = tissue_panels(drawn, 2, extra=0.2, figsize=figsize, dpi=dpi)

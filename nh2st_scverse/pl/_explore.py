@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,10 @@ import scipy.sparse as sp
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import FEATURES, KEY, LOG_UNIT
-from nh2st_scverse._validators import ALLOWANCES, check_one_of
+from nh2st_scverse._options import Elements
+from nh2st_scverse._validators import check_one_of
 from nh2st_scverse.data.expression import is_logged, log_normalise, matrix, to_dense
-from nh2st_scverse.data.section import find_sections
+from nh2st_scverse.data.section import locate_sections
 from nh2st_scverse.pl._expression import (
     choose_genes,
     colour_limits,
@@ -27,7 +28,7 @@ from nh2st_scverse.pl._expression import (
 )
 from nh2st_scverse.pl._figure import Picture, draw_ready
 from nh2st_scverse.pl._neighbourhood import Around, look_around, what_the_model_saw
-from nh2st_scverse.train.spots import section_features
+from nh2st_scverse.train.tensors import section_features
 
 if TYPE_CHECKING:
     from nh2st_scverse.pl._explore_widget import Explorer
@@ -118,18 +119,8 @@ def explore(
         ) from error
     for name in (cmap, uncertainty_cmap):
         check_one_of(name, list(mpl.colormaps), argument="cmap")
-    shown = Shown(
-        sdata,
-        key=key,
-        layer=layer,
-        table_key=table_key,
-        shapes_key=shapes_key,
-        image_key=image_key,
-        microns_per_pixel=microns_per_pixel,
-        shared=shared,
-        cmap=cmap,
-        uncertainty_cmap=uncertainty_cmap,
-    )
+    elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel)
+    shown = Shown(sdata, elements, key=key, layer=layer, shared=shared, cmap=cmap, uncertainty_cmap=uncertainty_cmap)
     (first,) = choose_genes(shown.table, key, gene)[:1]
     return Explorer(shown, first)
 
@@ -151,27 +142,18 @@ class Shown:
     def __init__(
         self,
         sdata: SpatialData,
+        elements: Elements,
         *,
         key: str,
         layer: str | None,
-        table_key: str | None,
-        shapes_key: str | None,
-        image_key: str | Mapping[str, str] | None,
-        microns_per_pixel: float | None,
         shared: bool,
         cmap: str,
         uncertainty_cmap: str,
     ) -> None:
         self.sdata = sdata
         self.key = key
-        found, sections = find_sections(
-            sdata,
-            table_key=find_prediction(sdata, key, table_key, recorded=False),
-            shapes_key=shapes_key,
-            image_key=image_key,
-            microns_per_pixel=microns_per_pixel,
-            allow=ALLOWANCES,
-        )
+        found = find_prediction(sdata, key, elements.table, recorded=False)
+        sections = locate_sections(sdata, replace(elements, table=found))
         self.table = sdata.tables[found]
         self.sections = {section.name: section for section in sections}
         self.rows = np.concatenate([section.rows for section in sections])  # all that is shown
@@ -263,8 +245,8 @@ class Shown:
         """What the model was shown of a spot; hyperedges where the table has features."""
         found = self.sections[section]
         if FEATURES in self.table.obsm and section not in self._features:
-            found.features = np.asarray(self.table.obsm[FEATURES], dtype=np.float32)[found.rows]
-            self._features[section] = section_features(found, self._standardise)
+            features = np.asarray(self.table.obsm[FEATURES], dtype=np.float32)[found.rows]
+            self._features[section] = section_features(found, features, self._standardise)
         return look_around(found, at, self.patch_um, self._features.get(section), self._n_similar)
 
     def markers(self, row: int) -> list[tuple[str, float]]:

@@ -19,10 +19,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from spatialdata import SpatialData
 
-from nh2st_scverse._validators import ALLOWANCES
+from nh2st_scverse._options import Elements
 from nh2st_scverse.data.geometry import Geometry, apply_affine
 from nh2st_scverse.data.patches import read_pixels
-from nh2st_scverse.data.section import Section, find_sections
+from nh2st_scverse.data.section import Section, locate_sections
 
 PANEL_INCHES = 2.9  # width of one picture of tissue
 LONGEST_PX = 900  # of the H&E behind a panel: sharp on a screen and in print at this size
@@ -65,15 +65,8 @@ def pictures(
     microns_per_pixel: float | None,
 ) -> list[Picture]:
     """Every section that a table annotates, ready to be drawn."""
-    _, sections = find_sections(
-        sdata,
-        table_key=table_key,
-        shapes_key=shapes_key,
-        image_key=image_key,
-        microns_per_pixel=microns_per_pixel,
-        allow=ALLOWANCES,  # what was let through when it was predicted can be looked at
-    )
-    return [draw_ready(sdata, section) for section in sections]
+    elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel)
+    return [draw_ready(sdata, section) for section in locate_sections(sdata, elements)]
 
 
 def draw_ready(sdata: SpatialData, section: Section) -> Picture:
@@ -82,7 +75,7 @@ def draw_ready(sdata: SpatialData, section: Section) -> Picture:
     full = geometry.levels[0]
     microns = full.microns_per_pixel
     scale = np.sqrt(abs(np.linalg.det(full.from_shapes[:2, :2]))) * microns  # unit of the shapes -> µm
-    shapes = sdata.shapes[section.name].loc[geometry.instances]
+    shapes = sdata.shapes[section.shapes_key].loc[geometry.instances]
     outlines = None
     if "radius" in shapes:
         radius = shapes["radius"].to_numpy(dtype=float) * scale

@@ -18,13 +18,14 @@ from matplotlib.patheffects import withStroke
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import FEATURES, KEY, N_NODES
-from nh2st_scverse._validators import ALLOWANCES
+from nh2st_scverse._options import Elements
+from nh2st_scverse.data.cohort import patch_size
 from nh2st_scverse.data.patches import iter_patches
-from nh2st_scverse.data.section import Section, find_sections, patch_size
+from nh2st_scverse.data.section import Section, choose_table, locate_sections
 from nh2st_scverse.model import NH2ST, check_context
 from nh2st_scverse.nn import incidence
 from nh2st_scverse.pl._figure import finish
-from nh2st_scverse.train.spots import section_features
+from nh2st_scverse.train.tensors import section_features
 
 PATCH_PX = 160
 N_COLUMNS = 3
@@ -115,15 +116,9 @@ def neighbourhood(
     """
     if model is not None:
         _check_model(model)
-    found, sections = find_sections(
-        sdata,
-        table_key=table_key,
-        shapes_key=shapes_key,
-        image_key=image_key,
-        microns_per_pixel=microns_per_pixel,
-        allow=ALLOWANCES,
-        n_nodes=N_NODES if model is None else model.config.n_nodes,
-    )
+    found = choose_table(sdata, table_key)
+    elements = Elements.of(found, shapes_key, image_key, microns_per_pixel)
+    sections = locate_sections(sdata, elements, n_nodes=N_NODES if model is None else model.config.n_nodes)
     table = sdata.tables[found]
     if FEATURES not in table.obsm:
         raise KeyError(
@@ -133,15 +128,15 @@ def neighbourhood(
     section, at = _find(table, sections, spot)
     if not section.usable[at]:
         raise ValueError(f"Spot {table.obs_names[section.rows[at]]!r} lies outside the image: it has no patch.")
-    section.features = np.asarray(table.obsm[FEATURES], dtype=np.float32)[section.rows]
+    features = np.asarray(table.obsm[FEATURES], dtype=np.float32)[section.rows]
     attention = None
     if model is None:
         patch_um, standardise, n_similar = what_the_model_saw(table, key, sections)
     else:
         config = model.config
         patch_um, standardise, n_similar = model.patch_um, config.standardise == "section", config.n_similar
-        attention = model.attention(section)[at][section.neighbours.mask[at]]
-    around = look_around(section, at, patch_um, section_features(section, standardise), n_similar)
+        attention = model.attention(section, features)[at][section.neighbours.mask[at]]
+    around = look_around(section, at, patch_um, section_features(section, features, standardise), n_similar)
     around = replace(around, attention=attention)
     fig, axes = plt.subplots(
         1, 3, figsize=figsize or (12.5, 4.2), dpi=dpi, layout="constrained", gridspec_kw={"width_ratios": [1, 1, 1.05]}

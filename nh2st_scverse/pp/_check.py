@@ -14,13 +14,15 @@ from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._logging import quiet
-from nh2st_scverse._validators import ALLOWANCES, as_allowances, check_positive, check_unique, choose_key
+from nh2st_scverse._options import Elements
+from nh2st_scverse._validators import as_allowances, check_positive, check_unique, choose_key
 from nh2st_scverse.data import checks
 from nh2st_scverse.data.checks import Problem
+from nh2st_scverse.data.cohort import PATCH_PER_SPACING, check_image_keys
 from nh2st_scverse.data.expression import is_logged, matrix
 from nh2st_scverse.data.geometry import locate, locate_image, spot_diameter, spot_spacing
 from nh2st_scverse.data.quality import places_on
-from nh2st_scverse.data.section import PATCH_PER_SPACING, check_image_keys, find_sections
+from nh2st_scverse.data.section import locate_sections
 from nh2st_scverse.data.tissue import detect_tissue
 
 COLOURS = {"ok": "", "warning": "background:#fff3cd;color:#664d03", "error": "background:#f8d7da;color:#842029"}
@@ -253,14 +255,7 @@ def _section(
     geometry = locate(sdata, region, image_key=image_key, microns_per_pixel=microns_per_pixel)
     if table_key is not None:
         with lines.errors("spots"), suppress(checks.Refused), quiet():  # where spots lie is shown below
-            _, (section,) = find_sections(
-                sdata,
-                table_key=table_key,
-                shapes_key=region,
-                image_key=image_key,
-                microns_per_pixel=microns_per_pixel,
-                allow=ALLOWANCES,
-            )
+            (section,) = locate_sections(sdata, Elements.of(table_key, region, image_key, microns_per_pixel))
             geometry = section.geometry
     spacing = spot_spacing(geometry.pixels() * geometry.microns_per_pixel) if len(geometry.coordinates) > 1 else np.nan
     if not spacing > 0:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from nh2st_scverse.tl._biology import biology
+from nh2st_scverse.tl._cross_fit import cross_fit
 from nh2st_scverse.tl._cross_validate import cross_validate
 from nh2st_scverse.tl._evaluate import evaluate
 from nh2st_scverse.tl._predict import predict_expression
 from nh2st_scverse.tl._summary import paired_differences, summarise
 from nh2st_scverse.tl._train import train
 
-__all__ = ["biology", "cross_validate", "evaluate", "paired_differences", "predict_expression", "summarise", "train"]
+__all__ = [
+    "biology",
+    "cross_fit",
+    "cross_validate",
+    "evaluate",
+    "paired_differences",
+    "predict_expression",
+    "summarise",
+    "train",
+]
 
 
 def __dir__() -> list[str]:

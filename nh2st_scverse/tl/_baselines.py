@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from sklearn.compose import TransformedTargetRegressor
@@ -25,10 +26,10 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nh2st_scverse.data.section import Section
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.tl._retrieval import retrieval
-from nh2st_scverse.train.spots import section_features
+from nh2st_scverse.train.data import Data
+from nh2st_scverse.train.tensors import section_features
 
 Baseline = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 PENALTIES = 10.0 ** np.arange(1, 8)
@@ -42,7 +43,7 @@ def mean(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, s
 
 def ridge(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
     """Ridge regression, its penalty chosen by group."""
-    return _tuned(Ridge(), {"alpha": PENALTIES}, x, y, groups).predict(x_test)
+    return _tuned(Ridge(), {"alpha": list(PENALTIES)}, x, y, groups).predict(x_test)
 
 
 def knn(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
@@ -70,13 +71,13 @@ BASELINES: dict[str, tuple[Baseline, str]] = {
 }
 
 
-def inputs(section: Section, ending: str, *, standardise: bool, dim: int) -> np.ndarray:
+def inputs(data: Data, i: int, ending: str, *, standardise: bool, dim: int) -> np.ndarray:
     """What a baseline sees of the spots of a section: (n_spots, F).
 
     Parameters
     ----------
-    section
-        With features.
+    data, i
+        Features, and the position of the section.
     ending
         ``""``, ``"_context"`` or ``"@patch"``: of the name of the baseline.
     standardise
@@ -84,9 +85,10 @@ def inputs(section: Section, ending: str, *, standardise: bool, dim: int) -> np.
     dim
         Features of one field of view; those of the standard patch come first.
     """
+    section = data.sections[i]
     if ending == "@patch":
-        return section_features(section, False)[:, :dim]
-    own = section_features(section, standardise)
+        return section_features(section, data.input(i), False)[:, :dim]
+    own = section_features(section, data.input(i), standardise)
     if ending == "":
         return own
     nodes, there = section.neighbours.nodes[:, 1:], section.neighbours.mask[:, 1:, None]  # the first is the spot itself
@@ -95,26 +97,21 @@ def inputs(section: Section, ending: str, *, standardise: bool, dim: int) -> np.
 
 
 def predict(
-    names: Sequence[str],
-    train: Sequence[Section],
-    groups: Sequence[str],
-    test: Sequence[Section],
-    *,
-    standardise: bool,
-    dim: int,
-    seed: int,
+    names: Sequence[str], train: Data, test: Data, *, standardise: bool, dim: int, seed: int
 ) -> dict[str, list[np.ndarray]]:
     """Train baselines on some sections and predict others: for each name an array (n_spots, G) for each test section.
 
     The components are those of the training spots, computed once for all baselines with the same input.
     """
-    y = np.concatenate([s.expression[s.trainable] for s in train if s.expression is not None])
-    group = np.repeat(np.asarray(groups), [int(s.trainable.sum()) for s in train])
-    cuts = np.cumsum([s.n_spots for s in test])[:-1]
+    ready = [train.trainable(i) for i in range(len(train.sections))]
+    y = np.concatenate([train.target(i)[known] for i, known in enumerate(ready)])
+    group = np.repeat(np.asarray(train.groups), [int(known.sum()) for known in ready])
+    cuts = np.cumsum([s.n_spots for s in test.sections])[:-1]
     predicted = {}
     for ending in dict.fromkeys(BASELINES[name][1] for name in names):
-        x = np.concatenate([inputs(s, ending, standardise=standardise, dim=dim)[s.trainable] for s in train])
-        x_test = np.concatenate([inputs(s, ending, standardise=standardise, dim=dim) for s in test])
+        of = partial(inputs, ending=ending, standardise=standardise, dim=dim)
+        x = np.concatenate([of(train, i)[known] for i, known in enumerate(ready)])
+        x_test = np.concatenate([of(test, i) for i in range(len(test.sections))])
         n = min(N_COMPONENTS[ending], x.shape[1], len(x) // 2)  # a fold of the tuning has fewer spots
         components = make_pipeline(StandardScaler(), PCA(n, random_state=seed, svd_solver="randomized")).fit(x)
         x, x_test = components.transform(x), components.transform(x_test)
@@ -125,7 +122,9 @@ def predict(
     return predicted
 
 
-def _tuned(estimator: object, grid: dict, x: np.ndarray, y: np.ndarray, groups: np.ndarray) -> GridSearchCV:
+def _tuned(
+    estimator: object, grid: dict[str, Sequence[float]], x: np.ndarray, y: np.ndarray, groups: np.ndarray
+) -> GridSearchCV:
     def mean_pearson(fitted: Ridge | KNeighborsRegressor, x_held: np.ndarray, y_held: np.ndarray) -> float:
         scores = pearson(y_held, fitted.predict(x_held))
         return float(np.nan_to_num(scores).mean())

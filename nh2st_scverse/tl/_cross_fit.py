@@ -1,10 +1,9 @@
-"""Predict every spot by a model that never saw it: what ``tl.predict_expression`` does without a model."""
+"""``tl.cross_fit``: predict every spot by a model that never saw it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,127 +11,186 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
+from nh2st_scverse._constants import KEY
 from nh2st_scverse._logging import logger
-from nh2st_scverse.data.section import Section
+from nh2st_scverse._options import Elements, Run
+from nh2st_scverse.data.cohort import Cohort, collect
+from nh2st_scverse.data.folds import Fold
+from nh2st_scverse.data.inputs import KeptFeatures, Recipe
+from nh2st_scverse.data.targets import Counts, Targets, choose_panel, measure
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, novelty_of, principal_genes
+from nh2st_scverse.model.ensemble import fit
 from nh2st_scverse.nn import Config
-from nh2st_scverse.prediction import Prediction, check_free, check_size, write
-from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, border, collect, fit_stain, leave_features
-from nh2st_scverse.tl._train import choose_encoder, fit
-from nh2st_scverse.train.folds import Fold, make_folds
+from nh2st_scverse.prediction import Prediction, write
+from nh2st_scverse.tl._setup import (
+    border,
+    card_for,
+    check_place,
+    choose_encoder,
+    fields_that_fit,
+    outer_folds,
+    recipe_for,
+    rows_of,
+    see,
+)
+from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.trust import Residuals
-
-WORTH = 0.7  # of the training spots that are left without a wider field of view: what a wider one must leave
 
 
 def cross_fit(
     sdata: SpatialData,
-    config: Config,
-    keys: dict[str, Any],
-    key_added: str,
-    table_added: str | None,
     *,
-    uncertainty: bool,
-    groups: Any,
-    genes: str | Sequence[str],
-    n_genes: int | None,
-    encoder: str | Encoder | None,
-    patch_um: float | None,
-    layer: str | None,
-    seed: int,
-    checkpoint_dir: str | Path | None,
-    encoding: dict[str, Any],
-    training: dict[str, Any],
+    key_added: str = KEY,
+    table_added: str | None = None,
+    uncertainty: bool = False,
+    groups: str | Sequence[str] | Mapping[str, str] | None = None,
+    genes: str | Sequence[str] = "highest_mean",
+    n_genes: int | None = 250,
+    preset: str = "default",
+    encoder: str | Encoder | None = None,
+    patch_um: float | None = None,
+    table_key: str | None = None,
+    shapes_key: str | None = None,
+    image_key: str | Mapping[str, str] | None = None,
+    layer: str | None = None,
+    microns_per_pixel: float | None = None,
+    allow: str | Iterable[str] = (),
+    device: str = "auto",
+    seed: int = 0,
+    progress: bool = True,
+    cache_dir: str | Path | None = None,
+    client: Any = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+    trainer_kwargs: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> None:
-    prepared = collect(sdata, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, **keys)
-    if table_added is None:
-        check_size(prepared.tables[0])
-        check_free(prepared.tables[0], key_added)
-    config = fields_that_fit(prepared, config, seed)
-    folds, splits = outer_folds(prepared, config, seed)
-    _warn_small(prepared, splits)
-    panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer, splits=splits)
-    used = choose_encoder(config, encoder)
-    predicted = [np.full((s.n_spots, len(panel)), np.nan, dtype=np.float32) for s in prepared.sections]
-    novelty = [np.full(s.n_spots, np.nan, dtype=np.float32) for s in prepared.sections]
-    models = []
-    for i, before in enumerate(folds):
-        if i == 0 or config.stain != "none":  # the colours are those of the training sections
-            fit_stain(prepared, config, before.train)
-            add_images(prepared, config, used, **encoding)
-            ready, _ = outer_folds(prepared, config, seed)  # the same ones, now with features and expression
-        fold = ready[i]
-        given = fold.train_groups, panel, config, prepared, used
-        model = fit_fold(ready, i, *given, seed=seed, checkpoint_dir=checkpoint_dir, **training)
-        if model.interrupted:
-            go_on = f" Go on with resume=True, from {checkpoint_dir}." if checkpoint_dir is not None else ""
-            raise KeyboardInterrupt(
-                f"Cross-fitting was interrupted: nothing is written, the object is as it was.{go_on}"
-            )
-        models.append(model)
-        for at, spots in fold.held_out:
-            section = prepared.sections[at]
-            found = model.predict(section)
-            predicted[at][spots] = found[spots]
-            if uncertainty:
-                novelty[at][spots] = novelty_of(model, section)[spots]
+    """Predict every spot by a model that never saw it, and write the predictions into the table.
 
-    spreads, widths = _spreads(prepared.sections, ready, predicted) if uncertainty else ([], None)
-    scores = held_out_pearson(prepared.sections, predicted)
-    everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
+    Models are trained without one group each; without several groups: without one block of tissue, and without all
+    spots that share a neighbour or a pixel with it. So predictions can be compared with the measured counts. It is what
+    :func:`predict_expression` does without a model.
+
+    Parameters
+    ----------
+    sdata
+        Image, spots, and a table with counts that annotates them.
+    key_added, table_added, uncertainty
+        As in :func:`predict_expression`.
+    groups, genes, n_genes, preset, encoder, patch_um, table_key, shapes_key, image_key, layer, microns_per_pixel, allow
+        As in :func:`train`.
+    device, seed, progress, cache_dir, client, checkpoint_dir, resume, trainer_kwargs, settings
+        As in :func:`train`.
+
+    Returns
+    -------
+    None. What is written is listed at :func:`predict_expression`.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As :func:`train`; a name that holds something else already; too little tissue to hold out a block.
+    KeyboardInterrupt
+        The user interrupted: nothing is written but the features of the images.
+
+    See Also
+    --------
+    predict_expression, evaluate, cross_validate
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+    >>> nh.tl.cross_fit(sdata, n_genes=30, max_epochs=3, progress=False)
+    >>> sdata["table"].layers["nh2st"].shape == sdata["table"].shape
+    True
+    """
+    config = Config.preset(preset, **settings)
+    run = Run.of(
+        device=device,
+        seed=seed,
+        progress=progress,
+        cache_dir=cache_dir,
+        client=client,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+        trainer_kwargs=trainer_kwargs,
+    )
+    elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
+    used = choose_encoder(config, encoder, device)
+    cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes)
+    check_place(sdata, cohort.samples[0].table, key_added, table_added)
+    if "fields" not in settings:
+        config = fields_that_fit(cohort.sections, config, cohort.patch_um, seed)
+    folds = outer_folds(cohort.sections, config, cohort.patch_um, seed)
+    _warn_small(cohort, folds[0])
+    counts = Counts.of(cohort, layer)
+    panel = choose_panel(counts, genes, n_genes, [fold.train for fold in folds])
+    targets = measure(counts, panel, library=config.library, smoothed=config.smooth)
+    predicted = [np.full(values.shape, np.nan, dtype=np.float32) for values in targets.values]
+    novelty = [np.full(section.n_spots, np.nan, dtype=np.float32) for section in cohort.sections]
+    models = []
+    with KeptFeatures(cohort) as kept:
+        for i, fold in enumerate(folds):
+            if i == 0 or config.stain != "none":  # the colours are those of the training sections
+                recipe = recipe_for(cohort, config, used, fold.train)
+                data = Data(cohort.sections, see(cohort, recipe, config, kept, run), targets)
+            model = fit_fold(data, folds, i, config, recipe, run)
+            if model.interrupted:
+                go_on = f" Go on with resume=True, from {checkpoint_dir}." if checkpoint_dir is not None else ""
+                raise KeyboardInterrupt(
+                    f"Cross-fitting was interrupted: no prediction is written; features of the images are kept.{go_on}"
+                )
+            models.append(model)
+            for at, spots in fold.held_out:
+                section, inputs = cohort.sections[at], data.inputs[at]
+                predicted[at][spots] = model.predict(section, inputs, run.torch_device)[spots]
+                if model.trust.novelty is not None:
+                    novelty[at][spots] = novelty_of(model, section, inputs)[spots]
+    scores = held_out_pearson(targets, predicted)
+    known = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
+    values = np.concatenate(predicted)
+    spread, widths = _spread(targets, folds, predicted) if uncertainty else (None, None)
     about = models[0].provenance() | {
         "cross_fitted": True,
         "model": ",".join(model.identifier for model in models),
         "folds": json.dumps([fold.name for fold in folds]),
         "mean_pearson": float(pd.Series(scores).mean()),
     }
-    values = np.concatenate(predicted)
     prediction = Prediction(
         genes=panel,
         values=values,
         pearson=scores,
-        embedding=values @ principal_genes(everything),
-        border=border(prepared, config),
+        embedding=values @ principal_genes(known),
+        border=border(cohort, config),
         about=about,
-        std=np.concatenate(spreads) if uncertainty else None,
+        std=None if spread is None else np.concatenate(spread),
         widths=widths,
-        novelty=np.concatenate(novelty) if uncertainty else None,
+        novelty=np.concatenate(novelty) if uncertainty or models[0].trust.novelty is not None else None,
     )
-    rows = np.concatenate([section.rows for section in prepared.sections])
-    write(sdata, prepared.tables[0], rows, prediction, key=key_added, table_added=table_added)
-    leave_features(prepared)
+    table = cohort.samples[0].table
+    write(sdata, table, rows_of(cohort), prediction, key=key_added, table_added=table_added)
 
 
-def fit_fold(
-    folds: Sequence[Fold],
-    i: int,
-    groups: Sequence[str],
-    panel: Sequence[str],
-    config: Config,
-    prepared: Prepared,
-    encoder: Encoder,
-    *,
-    checkpoint_dir: str | Path | None,
-    **training: Any,
-) -> NH2ST:
-    """Fit a model on the training sections of a fold, with checkpoints in a folder of its own."""
-    return fit(
-        folds[i].train,
-        groups,
-        panel,
-        config,
-        prepared,
-        encoder,
-        checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir) / f"fold_{i}",
-        name=f"without {folds[i].name} ({i + 1}/{len(folds)})",
-        **training,
-    )
+def fit_fold(data: Data, folds: Sequence[Fold], i: int, config: Config, recipe: Recipe, run: Run) -> NH2ST:
+    """Fit a model on the training spots of a fold, with checkpoints in a folder of its own."""
+    train = data.take(folds[i].train)
+    if run.checkpoint_dir is not None:
+        run = run.but(checkpoint_dir=run.checkpoint_dir / f"fold_{i}")
+    name = f"without {folds[i].name} ({i + 1}/{len(folds)})"
+    return fit(train, config, card_for(train, recipe, run.seed), run, recipe.encoder, name=name)
 
 
-def _spreads(
-    sections: Sequence[Section], folds: Sequence[Fold], predicted: Sequence[np.ndarray]
+def held_out_pearson(targets: Targets, predicted: Sequence[np.ndarray]) -> np.ndarray:
+    """Correlation (n_genes,) over the spots of each section, averaged over the sections."""
+    each = zip(targets.values, predicted, targets.trainable, strict=True)
+    return pd.DataFrame([pearson(t[known], p[known]) for t, p, known in each]).mean().to_numpy()
+
+
+def _spread(
+    targets: Targets, folds: Sequence[Fold], predicted: Sequence[np.ndarray]
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Standard deviations of the predictions of each fold from the residuals of the others, and the mean widths."""
     spreads = [np.full_like(values, np.nan) for values in predicted]
@@ -140,10 +198,8 @@ def _spreads(
     for fold in folds:
         pairs = []
         for at, spots in (held for other in folds if other is not fold for held in other.held_out):
-            section = sections[at]
-            assert section.expression is not None
-            known = spots[section.trainable[spots] & np.isfinite(predicted[at][spots]).all(axis=1)]
-            pairs.append((predicted[at][known], section.expression[known]))
+            known = spots[targets.trainable[at][spots] & np.isfinite(predicted[at][spots]).all(axis=1)]
+            pairs.append((predicted[at][known], targets.values[at][known]))
         residuals = Residuals.fit(*map(np.concatenate, zip(*pairs, strict=True)))
         widths.append(residuals.widths)
         for at, spots in fold.held_out:
@@ -151,10 +207,10 @@ def _spreads(
     return spreads, np.mean(widths, axis=0)
 
 
-def _warn_small(prepared: Prepared, splits: Sequence[Sequence[tuple[int, np.ndarray]]]) -> None:
+def _warn_small(cohort: Cohort, fold: Fold) -> None:
     """Say when the margin round a held-out block takes most of a section."""
-    for i, stay in splits[0]:
-        section = prepared.sections[i]
+    for i, stay in fold.train:
+        section = cohort.sections[i]
         if len(stay) < section.n_spots / 2:
             logger.warning(
                 "Section %r is small: with a block held out, its margin leaves %d of %d spots to train on, and scores "
@@ -163,54 +219,3 @@ def _warn_small(prepared: Prepared, splits: Sequence[Sequence[tuple[int, np.ndar
                 len(stay),
                 section.n_spots,
             )
-
-
-def fields_that_fit(prepared: Prepared, config: Config, seed: int) -> Config:
-    """Leave out the widest fields of view of a preset where their margin round a held-out block takes too much."""
-    if config.fields != Config.preset(config.name).fields or len(set(prepared.groups)) > 1:
-        return config  # chosen by the user, or whole groups are held out and there is no margin
-    wanted = config.fields
-    enough = WORTH * _fewest_left(prepared, replace(config, fields=(min(wanted),)), seed)
-    while len(config.fields) > 1 and _fewest_left(prepared, config, seed) < enough:
-        config = replace(config, fields=tuple(f for f in config.fields if f < max(config.fields)))
-    if config.fields != wanted:
-        logger.info(
-            "Fields of view of %s patches instead of %s: on sections of this size, the margin of wider ones round a "
-            "held-out block takes too much tissue. Several sections in one call are held out whole, without a margin.",
-            config.fields,
-            wanted,
-        )
-    return config
-
-
-def _fewest_left(prepared: Prepared, config: Config, seed: int) -> int:
-    """Spots to train on in the fold that has the fewest."""
-    try:
-        _, splits = outer_folds(prepared, config, seed)
-    except ValueError:  # nothing is left
-        return 0
-    return min(sum(len(stay) for _, stay in split) for split in splits)
-
-
-def outer_folds(prepared: Prepared, config: Config, seed: int) -> tuple[list[Fold], list[list[tuple[int, np.ndarray]]]]:
-    """Folds that are predicted by models trained without them, and the training spots of each."""
-    folds = make_folds(prepared.sections, prepared.groups, patch_um=prepared.patch_um * max(config.fields), seed=seed)
-    position = {section.name: i for i, section in enumerate(prepared.sections)}
-    splits = []
-    for fold in folds:
-        split = []
-        for section in fold.train:
-            i = position[section.name]
-            split.append((i, np.flatnonzero(np.isin(prepared.sections[i].rows, section.rows))))
-        splits.append(split)
-    return folds, splits
-
-
-def held_out_pearson(sections: Sequence[Section], predicted: Sequence[np.ndarray]) -> np.ndarray:
-    """Correlation (n_genes,) over the spots of each section, averaged over the sections."""
-    scores = [
-        pearson(s.expression[s.trainable], p[s.trainable])
-        for s, p in zip(sections, predicted, strict=True)
-        if s.expression is not None
-    ]
-    return pd.DataFrame(scores).mean().to_numpy()

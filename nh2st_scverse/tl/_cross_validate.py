@@ -14,16 +14,20 @@ from spatialdata import SpatialData
 from nh2st_scverse import metrics
 from nh2st_scverse._constants import SCORES
 from nh2st_scverse._logging import logger
+from nh2st_scverse._options import Elements, Run
 from nh2st_scverse._validators import check_one_of
+from nh2st_scverse.data.cohort import collect
+from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.section import Section
+from nh2st_scverse.data.targets import Counts, choose_panel, measure
 from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.nn import Config
 from nh2st_scverse.tl import _baselines
-from nh2st_scverse.tl._cross_fit import fields_that_fit, fit_fold, outer_folds
+from nh2st_scverse.tl._cross_fit import fit_fold
 from nh2st_scverse.tl._evaluate import ceilings
-from nh2st_scverse.tl._prepare import add_expression, add_images, collect, fit_stain, leave_features
+from nh2st_scverse.tl._setup import choose_encoder, fields_that_fit, outer_folds, recipe_for, see
 from nh2st_scverse.tl._splits import outer_groups
-from nh2st_scverse.tl._train import DEVICES, check_trainer, choose_encoder
+from nh2st_scverse.train.data import Data
 
 
 def cross_validate(
@@ -108,83 +112,85 @@ def cross_validate(
     ['nh2st', 'ridge']
     """
     config = Config.preset(preset, **settings)
-    check_one_of(device, DEVICES, argument="device")
-    check_trainer(trainer_kwargs)
+    run = Run.of(
+        device=device,
+        seed=seed,
+        progress=progress,
+        cache_dir=cache_dir,
+        client=client,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+        trainer_kwargs=trainer_kwargs,
+    )
+    elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
     wanted = list(dict.fromkeys(baselines))
     for name in wanted:
         check_one_of(name, _baselines.BASELINES, argument="baselines")
-    keys = {
-        "table_key": table_key,
-        "shapes_key": shapes_key,
-        "image_key": image_key,
-        "microns_per_pixel": microns_per_pixel,
-    }
-    prepared = collect(sdata, groups=groups, patch_um=patch_um, allow=allow, n_nodes=config.n_nodes, **keys)
-    # groups that share a fold are one group for the outer split; inside a fold they are groups of their own
-    outer = replace(prepared, groups=outer_groups(prepared.groups, folds, fold_seed))
-    config = fields_that_fit(outer, config, seed)
-    group_of = {section.name: group for section, group in zip(prepared.sections, prepared.groups, strict=True)}
-    used = choose_encoder(config, encoder)
-    frozen = used  # what the baselines see
+    used = choose_encoder(config, encoder, device)
+    seen = used  # by the baselines
     if config.fine_tune and wanted:
-        frozen = get()
-        logger.info("NH2ST trains its encoder; the baselines use the frozen features of %r.", frozen.name)
-    before, splits = outer_folds(outer, config, seed)
-    encoding: dict[str, Any] = {"progress": progress, "cache_dir": cache_dir, "client": client}
-    training: dict[str, Any] = {"seed": seed, "device": device, "progress": progress, "resume": resume}
-    training["trainer_kwargs"] = trainer_kwargs
+        seen = get(device=device)
+        logger.info("NH2ST trains its encoder; the baselines use the frozen features of %r.", seen.name)
+    cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes)
+    # groups that share a fold are one group for the outer split; inside a fold they are groups of their own
+    shared = outer_groups([section.group for section in cohort.sections], folds, fold_seed)
+    outer = [replace(section, group=group) for section, group in zip(cohort.sections, shared, strict=True)]
+    if "fields" not in settings:
+        config = fields_that_fit(outer, config, cohort.patch_um, seed)
+    outside = outer_folds(outer, config, cohort.patch_um, seed)
+    counts = Counts.of(cohort, layer)
     rows = []
-    for i, split in enumerate(splits):
-        honest = replace(config, smooth=False)
-        panel = add_expression(prepared, honest, genes=genes, n_genes=n_genes, layer=layer, splits=[split])
-        targets = [section.expression for section in prepared.sections]  # what is measured, never smoothed
-        if config.smooth:
-            add_expression(prepared, config, genes=panel, n_genes=None, layer=layer)
-        if i == 0 or config.stain != "none":  # the colours are those of the training sections
-            fit_stain(prepared, config, before[i].train)
-            add_images(prepared, config, used, **encoding)
-            if frozen is not used:
-                add_images(prepared, replace(config, fine_tune=False), frozen, **encoding)
-        ready, _ = outer_folds(outer, config, seed)  # the same ones, now with features and expression
-        fold = ready[i]
-        train_groups = [group_of[section.name] for section in fold.train]
-        given = train_groups, panel, config, prepared, used
-        model = fit_fold(ready, i, *given, checkpoint_dir=checkpoint_dir, **training)
-        if model.interrupted:
-            raise KeyboardInterrupt("Cross-validation was interrupted.")
-        held_out = [prepared.sections[at] for at, _ in fold.held_out]
-        predicted = {"nh2st": [model.predict(section) for section in held_out]}
-        if wanted:
-            predicted |= _baselines.predict(
-                wanted,
-                fold.train,
-                train_groups,
-                held_out,
-                standardise=config.standardise == "section",
-                dim=frozen.dim,
-                seed=seed,
-            )
-        for j, (at, spots) in enumerate(fold.held_out):
-            section = prepared.sections[at]
-            spots = spots[section.trainable[spots]]
-            ceiling = ceilings(prepared.tables[at], section.rows[spots], panel, layer, config.library)
-            for method, values in predicted.items():
-                for metric, value in _score(section, spots, targets[at], values[j], config.smooth).items():
-                    about = {"fold": fold.name, "section": section.name, "method": method, "gene": panel}
-                    rows.append(pd.DataFrame(about | {"metric": metric, "value": value, "ceiling": ceiling}))
-    leave_features(prepared)
-    return pd.concat(rows, ignore_index=True)
+    with KeptFeatures(cohort) as kept:
+        for i, fold in enumerate(outside):
+            panel = choose_panel(counts, genes, n_genes, [fold.train])
+            measured = measure(counts, panel, library=config.library)  # never smoothed
+            targets = measure(counts, panel, library=config.library, smoothed=True) if config.smooth else measured
+            if i == 0 or config.stain != "none":  # the colours are those of the training sections
+                recipe = recipe_for(cohort, config, used, fold.train)
+                inputs = see(cohort, recipe, config, kept, run)
+                frozen = inputs
+                if seen is not used:
+                    frozen = see(cohort, replace(recipe, encoder=seen), replace(config, fine_tune=False), kept, run)
+            data = Data(cohort.sections, inputs, targets)
+            model = fit_fold(data, outside, i, config, recipe, run)
+            if model.interrupted:
+                raise KeyboardInterrupt("Cross-validation was interrupted; features of the images are kept.")
+            at = [position for position, _ in fold.held_out]
+            predicted = {"nh2st": [model.predict(cohort.sections[j], inputs[j], run.torch_device) for j in at]}
+            if wanted:
+                features = Data(cohort.sections, frozen, targets)
+                predicted |= _baselines.predict(
+                    wanted,
+                    features.take(fold.train),
+                    features.whole(fold.held_out),
+                    standardise=config.standardise == "section",
+                    dim=seen.dim,
+                    seed=seed,
+                )
+            for j, (position, spots) in enumerate(fold.held_out):
+                sample, section = cohort.samples[position], cohort.sections[position]
+                spots = spots[targets.trainable[position][spots]]
+                ceiling = ceilings(sample.table, section.rows[spots], panel, layer, config.library)
+                about = {"fold": fold.name, "section": section.name, "gene": panel}
+                for method, values in predicted.items():
+                    pair = measured.values[position][spots], values[j][spots]
+                    scores = _score(section, spots, *pair)
+                    if config.smooth:
+                        scores |= _smoothed_scores(targets.values[position][spots], pair[1])
+                    for metric, value in scores.items():
+                        found = {"method": method, "metric": metric, "value": value, "ceiling": ceiling}
+                        rows.append(pd.DataFrame(about | found))
+    order = ["fold", "section", "method", "gene", "metric", "value", "ceiling"]
+    return pd.concat(rows, ignore_index=True)[order]
 
 
-def _score(
-    section: Section, spots: np.ndarray, target: np.ndarray | None, predicted: np.ndarray, smoothed: bool
-) -> dict[str, np.ndarray]:
-    """Every metric (G,) of the predictions (n_spots, G) of some spots, against the unsmoothed target first of all."""
-    assert target is not None and section.expression is not None
-    pair = target[spots], predicted[spots]
-    scores = {name: getattr(metrics, name)(*pair) for name in SCORES}
-    scores["ssim"] = metrics.ssim(*pair, section.xy_um[spots], spacing=section.spacing_um)
-    if smoothed:
-        trained_on = section.expression[spots]
-        scores |= {f"{name}_smoothed": getattr(metrics, name)(trained_on, pair[1]) for name in ("pearson", "mse")}
+def _score(section: Section, spots: np.ndarray, target: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric (G,) of the predictions (n, G) of some spots."""
+    scores = {name: getattr(metrics, name)(target, predicted) for name in SCORES}
+    scores["ssim"] = metrics.ssim(target, predicted, section.xy_um[spots], spacing=section.spacing_um)
     return scores
+
+
+def _smoothed_scores(target: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores (G,) against the smoothed target that was trained on."""
+    return {f"{name}_smoothed": getattr(metrics, name)(target, predicted) for name in ("pearson", "mse")}

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from spatialdata import SpatialData
-from tqdm.auto import tqdm
 
-from nh2st_scverse._validators import check_one_of
-from nh2st_scverse.data.section import Section
-from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse._options import Elements, Run
+from nh2st_scverse.data.cohort import collect
+from nh2st_scverse.data.inputs import KeptFeatures
+from nh2st_scverse.data.targets import Counts, choose_panel, measure
+from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.model import NH2ST
+from nh2st_scverse.model.ensemble import fit
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect, fit_stain, leave_features
-
-DEVICES = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}
+from nh2st_scverse.tl._setup import card_for, choose_encoder, fields_that_fit, recipe_for, see
+from nh2st_scverse.train.data import Data
 
 
 def train(
@@ -83,7 +79,7 @@ def train(
     allow
         Known problems to go on with: ``"coarse"`` (image too coarse for the patch), ``"off_tissue"``.
     device
-        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"mps"``: for the encoder and for the network.
     seed
         The same seed on the same machine gives the same model.
     progress
@@ -102,7 +98,8 @@ def train(
         is that of one process.
     settings
         Fields of :class:`nh2st_scverse.nn.Config` to set otherwise, e.g. ``max_epochs=20``, ``fine_tune=True`` (train
-        the encoder too) or ``compile=True``.
+        the encoder too) or ``compile=True``. Where all sections are one group and `fields` are not chosen, the widest
+        are left out if the margin round a held-out block would take too much tissue.
 
     Returns
     -------
@@ -134,105 +131,26 @@ def train(
     True
     """
     config = Config.preset(preset, **settings)
-    check_one_of(device, DEVICES, argument="device")
-    check_trainer(trainer_kwargs)
-    keys = {
-        "table_key": table_key,
-        "shapes_key": shapes_key,
-        "image_key": image_key,
-        "microns_per_pixel": microns_per_pixel,
-    }
-    prepared = collect(sdata, groups=groups, patch_um=patch_um, allow=allow, n_nodes=config.n_nodes, **keys)
-    panel = add_expression(prepared, config, genes=genes, n_genes=n_genes, layer=layer)
-    used = choose_encoder(config, encoder)
-    fit_stain(prepared, config, prepared.sections)
-    add_images(prepared, config, used, progress=progress, cache_dir=cache_dir, client=client)
-    model = fit(
-        prepared.sections,
-        prepared.groups,
-        panel,
-        config,
-        prepared,
-        used,
-        seed=seed,
+    run = Run.of(
         device=device,
+        seed=seed,
         progress=progress,
+        cache_dir=cache_dir,
+        client=client,
         checkpoint_dir=checkpoint_dir,
         resume=resume,
         trainer_kwargs=trainer_kwargs,
     )
-    leave_features(prepared)
-    return model
-
-
-def check_trainer(trainer_kwargs: Mapping[str, Any] | None) -> None:
-    """Raise TypeError when there is a name that ``lightning.Trainer`` does not take, before it is asked."""
-    known = list(inspect.signature(Trainer.__init__).parameters)[1:]
-    unknown = [name for name in trainer_kwargs or {} if name not in known]
-    if unknown:
-        similar = [found for name in unknown for found in difflib.get_close_matches(str(name), known, n=2)]
-        raise TypeError(
-            f"Expected trainer_kwargs= with arguments of lightning.Trainer, found {unknown}. "
-            + (f"Similar: {similar}." if similar else f"Available: {known}.")
-        )
-
-
-def choose_encoder(config: Config, encoder: str | Encoder | None) -> Encoder:
-    """The encoder given, or that of the preset."""
-    return get(encoder or ("resnet18" if config.name == "paper" and config.fine_tune else "efficientnet_lite0"))
-
-
-def fit(
-    sections: Sequence[Section],
-    groups: Sequence[str],
-    genes: Sequence[str],
-    config: Config,
-    prepared: Prepared,
-    encoder: Encoder,
-    *,
-    seed: int,
-    device: str,
-    progress: bool,
-    checkpoint_dir: str | Path | None,
-    resume: bool,
-    trainer_kwargs: dict[str, Any] | None,
-    name: str = "training",
-) -> NH2ST:
-    """Fit a model on some of the prepared sections, with a progress bar."""
-    with progress_bar(name, progress) as on_epoch:
-        return NH2ST.fit(
-            sections,
-            groups,
-            genes,
-            config,
-            unit=prepared.unit,
-            patch_um=prepared.patch_um,
-            stain=prepared.stain,
-            encoder=encoder,
-            seed=seed,
-            accelerator=DEVICES[device],
-            trainer_kwargs=trainer_kwargs,
-            on_epoch=on_epoch,
-            checkpoint_dir=checkpoint_dir,
-            resume=resume,
-        )
-
-
-@contextmanager
-def progress_bar(name: str, show: bool) -> Iterator[Callable[[dict[str, float], int, int, int], None]]:
-    """One line for a whole training: epochs, time left at most, terms of the loss, correlation on held-out tissue."""
-    show = show and getattr(rank_zero_only, "rank", 0) == 0  # of several processes one tells
-    with tqdm(desc=name, unit="epoch", mininterval=0.5, dynamic_ncols=True, disable=not show) as bar:
-
-        def on_epoch(row: dict[str, float], epochs: int, member: int, members: int) -> None:
-            # earlier members may have stopped early: what is left is that of this one and of those to come
-            bar.total = bar.n + int(epochs - row["epoch"]) + (members - member - 1) * epochs
-            terms = {k: v for k, v in row.items() if k not in ("epoch", "loss", "validation_pearson")}
-            said = [f"{k.replace('_contrast', '')} {v:.2f}" for k, v in terms.items()]
-            bar.set_postfix_str(
-                f"member {member + 1}/{members}, {', '.join(said)}, held-out r {row['validation_pearson']:.3f}",
-                refresh=False,
-            )
-            bar.update()
-
-        yield on_epoch
+    elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
+    used = choose_encoder(config, encoder, device)
+    cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes)
+    if "fields" not in settings:
+        config = fields_that_fit(cohort.sections, config, cohort.patch_um, seed)
+    counts = Counts.of(cohort, layer)
+    panel = choose_panel(counts, genes, n_genes)
+    targets = measure(counts, panel, library=config.library, smoothed=config.smooth)
+    recipe = recipe_for(cohort, config, used)
+    with KeptFeatures(cohort) as kept:
+        inputs = see(cohort, recipe, config, kept, run)
+        data = Data(cohort.sections, inputs, targets)
+        return fit(data, config, card_for(data, recipe, run.seed), run, used)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
 
-from nh2st_scverse.data.section import Section
+from nh2st_scverse.train.data import Data
 
 ABOUT = "training.json"
 
@@ -75,11 +74,10 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else text[:77] + "..."
 
 
-def data_hash(sections: Sequence[Section]) -> str:
-    """Short hash of what sections give to a training: images, neighbourhoods, expression."""
+def data_hash(data: Data) -> str:
+    """Short hash of what spots give to a training: images, expression, neighbourhoods."""
     digest = hashlib.sha256()
-    for section in sections:
-        for values in (section.features, section.patches, section.expression, section.neighbours.nodes):
-            if values is not None:
-                digest.update(np.ascontiguousarray(values).tobytes())
+    for i, section in enumerate(data.sections):
+        for values in (data.input(i), data.target(i), section.neighbours.nodes):
+            digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]

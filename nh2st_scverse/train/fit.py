@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nh2st_scverse._options import Run, quiet
 from nh2st_scverse._threads import threads
-from nh2st_scverse.data.section import Section
-from nh2st_scverse.encoders._torch import as_images, in_parts, pick_device
+from nh2st_scverse.encoders._torch import as_images, in_parts
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.nn.member import SOME, gaussian_kernel, ridge_inputs
 from nh2st_scverse.train.batches import Batches, InOrder
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.checkpoint import SaveEpochs
+from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.memory import kept_memory
 from nh2st_scverse.train.scores import section_pearson
-from nh2st_scverse.train.spots import Spots, stack
 from nh2st_scverse.train.task import Task
+from nh2st_scverse.train.tensors import Tensors, stack
 
 PENALTIES = 10.0 ** np.arange(-3, 4.5, 0.5)  # as parts of the mean eigenvalue
 FLAT = 1e-3  # of the largest: features that vary less are constant but for rounding
@@ -37,102 +36,86 @@ FIRST = 1000  # spots on which the components of a trunk's features are found
 PAIRED = 1000  # landmarks whose distances to each other tell the width of the kernel
 
 
-class Interrupted(Exception):
-    """The user stopped the training; the member holds the best weights so far."""
+@dataclass(frozen=True)
+class Fitted:
+    """A trained member, and what it says of tissue that it never saw."""
+
+    member: Member  # with its best weights
+    predicted: tuple[np.ndarray, ...]  # of the held-out spots (m, G) of each section; none before an epoch ended
+    history: tuple[dict[str, float], ...]  # a row for each epoch
+    stopped: bool  # by the user
 
 
 def fit_member(
-    train: Sequence[Section],
-    held_out: Sequence[tuple[Section, np.ndarray]],
+    train: Data,
+    held_out: Data,
+    wanted: Sequence[np.ndarray],
     config: Config,
+    run: Run,
     *,
-    seed: int = 0,
     trunk: nn.Module | None = None,
-    accelerator: str = "auto",
-    trainer_kwargs: dict[str, Any] | None = None,
     on_epoch: Callable[[dict[str, float], int], None] | None = None,
     checkpoint: Path | None = None,
-) -> tuple[Member, list[np.ndarray], list[dict[str, float]]]:
+) -> Fitted:
     """Train on some sections, stop by others.
 
     Parameters
     ----------
     train
-        Sections with features (or patches) and expression.
-    held_out
-        Sections and the positions of their spots that decide when to stop.
+        Tensors with inputs and targets.
+    held_out, wanted
+        Whole sections, and the positions of their spots that decide when to stop.
     config
         Settings.
-    seed
-        Of initial weights, batches and dropout. The global random state is left as it was.
+    run
+        Seed of initial weights, batches and dropout; the global random state is left as it was. Device and arguments
+        for ``lightning.Trainer``.
     trunk
         Image encoder to train with the network.
-    accelerator, trainer_kwargs
-        For ``lightning.Trainer``.
     on_epoch
         Called with the terms of every epoch, and the number of epochs at most.
     checkpoint
         File to leave a checkpoint in after every epoch. If it is there, training goes on from it.
-
-    Returns
-    -------
-    The member with its best weights, its predictions of the held-out spots (one array for each section), and the
-    history.
     """
-    if "spawn" in str((trainer_kwargs or {}).get("strategy")):
-        raise ValueError(
-            "Strategies that spawn processes are not supported: expected strategy='ddp' in a script, or 'ddp_notebook' "
-            "in a notebook."
-        )
     standardise = config.standardise == "section"
-    spots = stack(train, standardise=standardise)
-    held = stack([section for section, _ in held_out], standardise=standardise)
-    wanted = torch.cat(
-        [torch.as_tensor(at) + start for (_, at), start in zip(held_out, _starts(held_out), strict=True)]
-    )
+    spots, held = stack(train, standardise=standardise), stack(held_out, standardise=standardise)
+    starts = np.cumsum([0, *(section.n_spots for section in held_out.sections)])[:-1]
+    at = torch.cat([torch.as_tensor(some) + start for some, start in zip(wanted, starts, strict=True)])
 
     # The network alone is too small to gain from several threads, and waits for them when the processor is shared:
     # training can then take ten times as long.
-    with seeded(seed), _quiet(), threads(1 if trunk is None else None):
-        member = _prepare(spots, config, trunk, accelerator)
+    with seeded(run.seed), quiet(), threads(1 if trunk is None else None):
+        member = _prepare(spots, config, trunk, run.torch_device)
         if trunk is None and member.projection is not None:
             spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
         if config.ridge:
-            _fit_ridge(member, spots, held, wanted)
+            _fit_ridge(member, spots, held, at)
         best = Best(config.patience)
-        task = Task(member, spots, held, best, seed)
+        task = Task(member, spots, held, best, run.seed)
         batches = Batches(
             torch.nonzero(spots.trainable)[:, 0],
             size=config.batch_size,
-            places=None if trunk is None else [section.xy_um for section in train],
-            seed=seed,
+            places=None if trunk is None else [section.xy_um for section in train.sections],
+            seed=run.seed,
             epoch=task.epoch_now,
             share=task.share,
         )
+        ours = [KeepBest(at, on_epoch), *([SaveEpochs(checkpoint)] if checkpoint else [])]
         options: dict[str, Any] = {
             "max_epochs": n_epochs(config, len(batches)),
-            "accelerator": accelerator,
-            "devices": 1,
             "gradient_clip_val": 5.0 if config.optimizer == "adamw" else None,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-        } | (trainer_kwargs or {})
+        } | run.trainer_options()
         given = options.get("callbacks") or []
-        ours = [KeepBest(wanted, on_epoch), *([SaveEpochs(checkpoint)] if checkpoint else [])]
         options["callbacks"] = [*ours, *([given] if isinstance(given, L.Callback) else given)]
         trainer = L.Trainer(**options)
         on_cpu = trainer.strategy.root_device.type == "cpu"
         with _compiled(member, config), kept_memory(trunk is not None and on_cpu):
-            stopped = _run(trainer, task, batches, InOrder(wanted, 512), checkpoint)
+            stopped = _run(trainer, task, batches, InOrder(at, 512), checkpoint)
         best.restore(member)
         member.cpu().eval()
-    predicted = _split(best.predicted, held_out) if best.history else []
-    if stopped:
-        raise Interrupted(member, predicted, best.history)
-    return member, predicted, best.history
+    sizes = [len(some) for some in wanted]
+    predicted = tuple(part.numpy() for part in best.predicted.split(sizes)) if best.history else ()
+    return Fitted(member, predicted, tuple(best.history), stopped)
 
 
 def n_epochs(config: Config, batches: int) -> int:
@@ -143,18 +126,10 @@ def n_epochs(config: Config, batches: int) -> int:
     return min(config.max_epochs, max(wanted, min(10, math.ceil(10 * config.max_steps / batches))))
 
 
-def _starts(held_out: Sequence[tuple[Section, np.ndarray]]) -> np.ndarray:
-    return np.cumsum([0, *(section.n_spots for section, _ in held_out)])[:-1]
-
-
-def _split(predicted: Tensor, held_out: Sequence[tuple[Section, np.ndarray]]) -> list[np.ndarray]:
-    return [part.numpy() for part in predicted.split([len(at) for _, at in held_out])]
-
-
-def _prepare(spots: Spots, config: Config, trunk: nn.Module | None, accelerator: str = "cpu") -> Member:
+def _prepare(spots: Tensors, config: Config, trunk: nn.Module | None, device: str = "cpu") -> Member:
     """A member whose scaling is that of the training spots."""
     ready = torch.nonzero(spots.trainable)[:, 0]
-    features = spots.inputs if trunk is None else _first_features(trunk, spots, ready, config, accelerator)
+    features = spots.inputs if trunk is None else _first_features(trunk, spots, ready, config, device)
     known = ready if trunk is None else slice(None)
     n_features, n_genes = features.shape[1], spots.targets.shape[1]
     n_inputs = min(config.n_components, n_features, len(features[known]) - 1) if config.n_components else n_features
@@ -170,10 +145,9 @@ def _prepare(spots: Spots, config: Config, trunk: nn.Module | None, accelerator:
     return member
 
 
-def _first_features(trunk: nn.Module, spots: Spots, ready: Tensor, config: Config, accelerator: str) -> Tensor:
+def _first_features(trunk: nn.Module, spots: Tensors, ready: Tensor, config: Config, device: str) -> Tensor:
     """Features (n, F) of some training spots before the trunk is trained: its components are found on them."""
     some = ready[torch.randperm(len(ready))[: FIRST if config.n_components else 1]]
-    device = pick_device("cpu" if accelerator == "cpu" else "auto")
     trunk.to(device).eval()
     with torch.no_grad():
         parts = [trunk(as_images(spots.inputs[at].to(device))).flatten(1).cpu() for at in in_parts(some, device)]
@@ -206,7 +180,7 @@ def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return mean, matrix / torch.cat([(some - mean) @ matrix for some in parts]).std()
 
 
-def _fit_ridge(member: Member, spots: Spots, held: Spots, wanted: Tensor) -> None:
+def _fit_ridge(member: Member, spots: Tensors, held: Tensors, wanted: Tensor) -> None:
     """Give a member the closed-form ridge whose penalty correlates best on the held-out spots."""
     weights, genes = _closed_form(member, spots, PENALTIES)
     parts = wanted.split(SOME)
@@ -217,12 +191,12 @@ def _fit_ridge(member: Member, spots: Spots, held: Spots, wanted: Tensor) -> Non
     member.ridge, member.penalty = weights[best] @ genes.T, float(PENALTIES[best])
 
 
-def refit_ridges(members: Sequence[Member], sections: Sequence[Section], *, seed: int = 0) -> None:
+def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> None:
     """Fit the ridge of trained members again on all sections, with the penalty found on the held-out ones.
 
     Closed form does not overfit by going on too long: once its penalty is known, no tissue need be kept from it.
     """
-    spots = stack(sections, standardise=members[0].config.standardise == "section")
+    spots = stack(data, standardise=members[0].config.standardise == "section")
     for i, member in enumerate(members):
         with seeded(seed + i), threads(1):
             inputs = spots.inputs if member.projection is None else member.projection(spots.inputs)
@@ -230,11 +204,11 @@ def refit_ridges(members: Sequence[Member], sections: Sequence[Section], *, seed
             member.ridge = weights[0] @ genes.T
 
 
-def _closed_form(member: Member, spots: Spots, penalties: Iterable[float]) -> tuple[Tensor, Tensor]:
+def _closed_form(member: Member, spots: Tensors, penalties: Iterable[float]) -> tuple[Tensor, Tensor]:
     """Ridge on the scaled target for each penalty: weights (penalties, M or 2 C, rank), and their genes (G, rank).
 
     With landmarks it is a kernel ridge (Nyström; exact where every spot is a landmark). It predicts the principal
-    components of the expression: what genes share is less noisy than each gene. Spots are taken some thousands at a
+    components of the expression: what genes share is less noisy than each gene. Tensors are taken some thousands at a
     time: in double precision all of a large table would not fit.
     """
     ready = torch.nonzero(spots.trainable)[:, 0]
@@ -255,7 +229,7 @@ def _closed_form(member: Member, spots: Spots, penalties: Iterable[float]) -> tu
     return weights.float(), genes.float()
 
 
-def _fit_kernel(member: Member, spots: Spots, ready: Tensor) -> Tensor:
+def _fit_kernel(member: Member, spots: Tensors, ready: Tensor) -> Tensor:
     """Choose landmarks and the width of the kernel; a matrix (M, M') that gives the likenesses unit covariance."""
     some = ready[torch.randperm(len(ready))[: member.config.landmarks]]
     member.landmarks = ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some])
@@ -303,20 +277,3 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what Lightning says that a user can do nothing about."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
-    levels = [log.level for log in loggers]
-    try:
-        for log in loggers:
-            log.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-            yield
-    finally:
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)

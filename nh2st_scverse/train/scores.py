@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nh2st_scverse.train.spots import Spots
+from nh2st_scverse.train.tensors import Tensors
 
 
-def section_pearson(predicted: Tensor, held: Spots, wanted: Tensor) -> float:
+def section_pearson(predicted: Tensor, held: Tensors, wanted: Tensor) -> float:
     """Pearson of each gene over the held-out spots of each section, averaged over genes and sections; else NaN."""
     measured, section, ready = held.targets[wanted], held.section[wanted], held.trainable[wanted]
     scores = []

@@ -13,13 +13,13 @@ from torch import Tensor
 from nh2st_scverse.encoders._torch import as_images, in_parts
 from nh2st_scverse.nn import Member
 from nh2st_scverse.train.best import Best
-from nh2st_scverse.train.spots import Spots
+from nh2st_scverse.train.tensors import Tensors
 
 
 class Task(L.LightningModule):
     """Trains a member on spots that lie ready on the device; a batch is their positions (B,)."""
 
-    def __init__(self, member: Member, train: Spots, validation: Spots, best: Best, seed: int = 0) -> None:
+    def __init__(self, member: Member, train: Tensors, validation: Tensors, best: Best, seed: int = 0) -> None:
         super().__init__()
         self.member, self.config, self.seed = member, member.config, seed
         self.spots, self.held, self.best = train, validation, best
@@ -105,7 +105,7 @@ def one_cycle(step: int, steps: int) -> float:
 
 
 def encode_once(
-    member: Member, spots: Spots, nodes: Tensor, *, augment: bool = False, half: bool = False
+    member: Member, spots: Tensors, nodes: Tensor, *, augment: bool = False, half: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Inputs of a batch and the positions of its nodes (B, K) among them; each patch passes the trunk once."""
     if member.trunk is None:
@@ -147,14 +147,14 @@ def vary(images: Tensor, jitter: float) -> Tensor:
     return images.clamp(min=1 / 255) ** factors.clamp(min=0.1)  # light that passes is exp(-density)
 
 
-def predict_batch(member: Member, spots: Spots, batch: Tensor) -> Tensor:
+def predict_batch(member: Member, spots: Tensors, batch: Tensor) -> Tensor:
     """Expression (B, G) of some spots, in the unit of the target."""
     nodes = spots.nodes[batch]
     inputs, local = encode_once(member, spots, nodes)
     return member.predict(inputs, local, spots.mask[batch], spots.offsets[batch])
 
 
-def attend_batch(member: Member, spots: Spots, batch: Tensor) -> Tensor:
+def attend_batch(member: Member, spots: Tensors, batch: Tensor) -> Tensor:
     """Attention (B, K) of some spots to their nodes."""
     inputs, local = encode_once(member, spots, spots.nodes[batch])
     return member.attention(inputs, local, spots.mask[batch], spots.offsets[batch])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from scipy.stats import norm
 from sklearn.decomposition import PCA
 
 from nh2st_scverse._constants import LEVELS
-from nh2st_scverse.data.section import Section
+from nh2st_scverse.train.data import Data
 
 LEAST = 1e-3  # of the variance of the gene: no prediction is certain
 MOST = 0.5  # of the variance that disagreement takes off: members that disagree much are not right together
@@ -78,15 +78,14 @@ class Novelty:
     scale: float  # what counts as 1
 
     @classmethod
-    def fit(cls, sections: Sequence[Section], groups: Sequence[str], seed: int = 0) -> Novelty:
+    def fit(cls, data: Data, seed: int = 0) -> Novelty:
         """Learn what the training sections look like; how unlike the others each group is tells what is familiar."""
         rng = np.random.default_rng(seed)
         features, group = [], []
-        for section, name in zip(sections, groups, strict=True):
-            assert section.features is not None
-            chosen = rng.permutation(np.flatnonzero(section.usable))[: N_SPOTS // len(sections)]
-            features.append(section.features[chosen])
-            group += [name] * len(chosen)
+        for i, section in enumerate(data.sections):
+            chosen = rng.permutation(np.flatnonzero(section.usable))[: N_SPOTS // len(data.sections)]
+            features.append(data.input(i)[chosen])
+            group += [section.group] * len(chosen)
         x, names = np.concatenate(features), np.array(group)
         if len(set(group)) == 1:  # two halves judge each other: less strict than groups do
             names = rng.permutation(np.arange(len(x)) % 2)

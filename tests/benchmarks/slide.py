@@ -35,9 +35,11 @@ from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.features import encode
+from nh2st_scverse._options import Elements
+from nh2st_scverse.data.cohort import collect_places
+from nh2st_scverse.data.features import encode_section
 from nh2st_scverse.data.patches import batches, cut
-from nh2st_scverse.data.section import Section, find_sections
+from nh2st_scverse.data.section import Section
 from nh2st_scverse.io._image import CHUNK, pyramid
 from nh2st_scverse.io._section import image_element
 from nh2st_scverse.nn import Config
@@ -90,10 +92,9 @@ def fresh(path: Path) -> SpatialData:
 def with_spots(path: Path, spacing_um: float) -> Section:
     sdata = fresh(path)
     nh.pp.grid(sdata, spacing_um=spacing_um)
-    from nh2st_scverse.tl._predict import _annotated
-
-    keys = {"shapes_key": None, "image_key": None, "microns_per_pixel": None}
-    return find_sections(_annotated(sdata, keys, spacing_um)[0], allow="off_tissue")[1][0]
+    ((key, shapes),) = sdata.shapes.items()
+    elements = Elements(allow=frozenset({"off_tissue"}))
+    return collect_places(sdata, key, shapes, elements, patch_um=PATCH).sections[0]
 
 
 def ratio(path: Path, encoder: Any, n: int) -> dict[str, float]:
@@ -102,7 +103,7 @@ def ratio(path: Path, encoder: Any, n: int) -> dict[str, float]:
     every = np.flatnonzero(section.usable)
     near = np.concatenate(batches(section.geometry, every, size_um=PATCH, size_px=encoder.input_size))
     middle = max(0, len(near) // 2 - n // 2)
-    section = section.keep(near[middle : middle + n])
+    section = section.take(near[middle : middle + n])
     encoder(np.zeros((8, encoder.input_size, encoder.input_size, 3), np.uint8))
     seconds = dict.fromkeys(("cutting", "encoder", "path"), 0.0)
 
@@ -114,12 +115,12 @@ def ratio(path: Path, encoder: Any, n: int) -> dict[str, float]:
 
     total = 0
     for part in np.array_split(np.arange(section.n_spots), 3):  # in turns: other work on the machine meets all alike
-        one = section.keep(part)
+        one = section.take(part)
         some = batches(one.geometry, np.arange(one.n_spots), size_um=PATCH, size_px=encoder.input_size)
         work = [(spots, PATCH * field) for spots in some for field in FIELDS]
         patches = timed("cutting", lambda: list(cut(one.geometry, work, size_px=encoder.input_size)))  # noqa: B023
         timed("encoder", lambda: [encoder(batch) for batch in patches])  # noqa: B023
-        timed("path", lambda: encode(one, encoder, patch_um=PATCH, fields=FIELDS, progress=False))  # noqa: B023
+        timed("path", lambda: encode_section(one, encoder, patch_um=PATCH, fields=FIELDS, progress=False))  # noqa: B023
         total += sum(map(len, patches))
     return {"patches": total} | {what: total / spent for what, spent in seconds.items()}
 

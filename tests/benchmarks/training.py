@@ -22,9 +22,12 @@ import pandas as pd
 import torch
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.section import Section
+from nh2st_scverse._options import Run
+from nh2st_scverse.data.cohort import collect
+from nh2st_scverse.data.inputs import cut_patches
+from nh2st_scverse.data.targets import Counts, choose_panel, measure
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._prepare import add_expression, add_images, collect
+from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.fit import fit_member
 
 CASES = {  # name: (batch size, targets of the ratio to the plain loop of a batch size)
@@ -39,17 +42,18 @@ CASES = {  # name: (batch size, targets of the ratio to the plain loop of a batc
 TARGETS = {"end to end, batch 8": 2.5, "end to end, batch 64": 4.0, "cached features, batch 128": 200.0}
 
 
-def section(config: Config) -> Section:
+def section(config: Config) -> Data:
     """One section of 926 spots with patches, or with features."""
-    prepared = collect(nh.datasets.synthetic(), n_nodes=config.n_nodes)
-    add_expression(prepared, config, genes="highest_mean", n_genes=250, layer=None)
+    cohort = collect(nh.datasets.synthetic(), n_nodes=config.n_nodes)
+    counts = Counts.of(cohort, None)
+    panel = choose_panel(counts, "highest_mean", 250)
+    targets = measure(counts, panel, library=config.library, smoothed=config.smooth)
     encoder = nh.encoders.get("resnet18" if config.fine_tune else "efficientnet_lite0")
     if config.fine_tune:
-        add_images(prepared, config, encoder)
-    else:  # how they were made is not measured here
-        rng = np.random.default_rng(0)
-        prepared.sections[0].features = rng.normal(size=(prepared.sections[0].n_spots, 2 * encoder.dim))
-    return prepared.sections[0]
+        return Data(cohort.sections, cut_patches(cohort, cohort.patch_um, encoder.input_size), targets)
+    rng = np.random.default_rng(0)  # how features were made is not measured here
+    features = rng.normal(size=(cohort.sections[0].n_spots, 2 * encoder.dim))
+    return Data(cohort.sections, (features,), targets)
 
 
 class Clock(L.Callback):
@@ -69,8 +73,7 @@ def engine(batch_size: int, steps: int, *, fine_tune: bool, half: bool) -> float
     one, clock = section(config), Clock()
     trunk = nh.encoders.get("resnet18").trunk() if fine_tune else None
     options = {"callbacks": [clock], "limit_val_batches": 1} | ({"limit_train_batches": steps + 1} if fine_tune else {})
-    held_out = [(one, np.arange(2))]
-    fit_member([one], held_out, config, trunk=trunk, accelerator="cpu", trainer_kwargs=options)
+    fit_member(one, one, [np.arange(2)], config, Run(device="cpu", trainer_kwargs=options), trunk=trunk)
     return batch_size * (len(clock.ends) - 1) / (clock.ends[-1] - clock.ends[0])
 
 
@@ -82,15 +85,15 @@ def plain(batch_size: int, steps: int) -> float:
 
     config = Config.preset("paper")
     one = section(config)
-    assert one.patches is not None and one.expression is not None
+    patches, expression = one.input(0), torch.from_numpy(one.target(0))
     trunk = nh.encoders.get("resnet18").trunk().resnet
-    network = NH2STNetwork(config, 512 * 7 * 7, one.expression.shape[1])
+    network = NH2STNetwork(config, 512 * 7 * 7, expression.shape[1])
     optimizer = torch.optim.Adam([*trunk.parameters(), *network.parameters()], lr=config.lr)
-    around = one.neighbours
-    order = np.random.default_rng(0).permutation(one.n_spots)
+    around = one.sections[0].neighbours
+    order = np.random.default_rng(0).permutation(one.sections[0].n_spots)
 
     def encode(spots: np.ndarray) -> torch.Tensor:  # (n,) to (n, 512, 7, 7)
-        images = torch.from_numpy(one.patches[spots]).permute(0, 3, 1, 2).float() / 255
+        images = torch.from_numpy(patches[spots]).permute(0, 3, 1, 2).float() / 255
         return trunk.forward_features(normalize(images, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
     begin = 0.0
@@ -102,7 +105,6 @@ def plain(batch_size: int, steps: int) -> float:
         nodes = encode(around.nodes[spots].ravel()).flatten(1).unflatten(0, (batch_size, -1))
         mask = torch.from_numpy(around.mask[spots])
         images = network(query, nodes, mask, torch.from_numpy(around.offsets[spots]).float())
-        expression = torch.from_numpy(one.expression)
         losses = network.losses(images, expression[spots], expression[around.nodes[spots]], mask)
         optimizer.zero_grad()
         losses["loss"].backward()
@@ -110,7 +112,7 @@ def plain(batch_size: int, steps: int) -> float:
     return batch_size * steps / (time.perf_counter() - begin)
 
 
-def measure(case: str) -> dict[str, float]:
+def run_case(case: str) -> dict[str, float]:
     """Run one case in this process."""
     torch.set_num_threads(2)
     size = CASES[case]
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--without", default="none", help="leave out cases whose name holds this, e.g. 'batch 64'")
     given = parser.parse_args()
     if given.case:
-        print(json.dumps(measure(given.case)))
+        print(json.dumps(run_case(given.case)))
         return
     rows = []
     for _ in range(given.repeats):

@@ -15,8 +15,8 @@ from distributed import Client, LocalCluster
 from spatialdata import SpatialData, read_zarr
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.features import encode
-from nh2st_scverse.data.section import Section, find_sections
+from nh2st_scverse.data.features import encode_section
+from nh2st_scverse.data.section import Section, locate_sections
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
 
@@ -56,7 +56,7 @@ def sdata(tmp_path_factory: pytest.TempPathFactory) -> SpatialData:
 
 @pytest.fixture(scope="module")
 def section(sdata: SpatialData) -> Section:
-    return find_sections(sdata)[1][0]
+    return locate_sections(sdata)[0]
 
 
 @pytest.mark.slow
@@ -64,13 +64,13 @@ def test_a_cluster_encodes_the_same_even_when_it_loses_a_worker(
     client: Client, section: Section, tmp_path: Path
 ) -> None:
     settings = {"patch_um": 75.0, "fields": (1.0, 2.5), "progress": False}
-    expected = encode(section, Colours(), **settings)
+    expected = encode_section(section, Colours(), **settings)
     assert section.n_spots > 3 * 64  # several batches
-    assert np.array_equal(encode(section, Colours(), client=client, **settings), expected)
+    assert np.array_equal(encode_section(section, Colours(), client=client, **settings), expected)
     kill = tmp_path / "kill"
     kill.touch()
     before = set(client.scheduler_info()["workers"])
-    found = encode(section, Colours(kill, os.getpid()), client=client, **settings)
+    found = encode_section(section, Colours(kill, os.getpid()), client=client, **settings)
     assert not kill.exists()  # one was killed
     assert set(client.scheduler_info()["workers"]) != before
     assert np.array_equal(found, expected)

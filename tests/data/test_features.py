@@ -13,9 +13,9 @@ from spatialdata.transformations import get_transformation
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.feature_cache import FeatureCache
-from nh2st_scverse.data.features import encode
+from nh2st_scverse.data.features import encode_section
 from nh2st_scverse.data.patches import ahead, batches, iter_patches
-from nh2st_scverse.data.section import Section, find_sections
+from nh2st_scverse.data.section import Section, locate_sections
 
 SIZES = {"patch_um": 75.0, "fields": (1.0, 2.5), "progress": False}
 
@@ -42,7 +42,7 @@ def sdata() -> SpatialData:
 
 @pytest.fixture
 def section(sdata: SpatialData) -> Section:
-    return find_sections(sdata)[1][0]
+    return locate_sections(sdata)[0]
 
 
 def stored(folder: Path, section: Section, mark: str = "m") -> FeatureCache:
@@ -53,7 +53,7 @@ def stored(folder: Path, section: Section, mark: str = "m") -> FeatureCache:
 
 
 def test_fields_of_view_are_those_of_separate_cuts(section: Section) -> None:
-    found = encode(section, Colours(), **SIZES)
+    found = encode_section(section, Colours(), **SIZES)
     assert found.shape == (section.n_spots, 24) and np.isfinite(found).all()
     for field, columns in ((1.0, slice(12)), (2.5, slice(12, 24))):
         for which, patches in iter_patches(
@@ -79,11 +79,11 @@ def test_every_chunk_is_read_once_for_all_fields(section: Section, sdata: Spatia
     other = SpatialData(
         images={"section_0_image": image}, shapes=dict(sdata.shapes), tables={"table": sdata.tables["table"]}
     )
-    lone = find_sections(other)[1][0]
+    lone = locate_sections(other)[0]
     read.clear()
-    found = encode(lone, Colours(), **SIZES)
+    found = encode_section(lone, Colours(), **SIZES)
     assert len(read) == len(set(read)) > 40
-    whole = encode(section, Colours(), patch_um=75.0, fields=(1.0,), progress=False)
+    whole = encode_section(section, Colours(), patch_um=75.0, fields=(1.0,), progress=False)
     assert np.array_equal(found[:, :12], whole)
 
 
@@ -91,7 +91,7 @@ def test_batches_follow_the_place_of_spots_and_not_their_order(section: Section)
     n = section.n_spots
     order = np.random.default_rng(0).permutation(n)
     one = batches(section.geometry, np.arange(n), size_um=75.0, size_px=32)
-    other = batches(section.keep(order).geometry, np.arange(n), size_um=75.0, size_px=32)
+    other = batches(section.take(order).geometry, np.arange(n), size_um=75.0, size_px=32)
     assert [list(b) for b in one] == [list(order[b]) for b in other]
     assert sorted(np.concatenate(one)) == list(range(n))
     assert max(map(len, one)) <= 64 and np.ptp([len(b) for b in one]) <= 1
@@ -99,15 +99,15 @@ def test_batches_follow_the_place_of_spots_and_not_their_order(section: Section)
 
 
 def test_an_interrupted_encoding_goes_on_where_it_stopped(section: Section, tmp_path: Path) -> None:
-    expected = encode(section, Colours(), **SIZES)
+    expected = encode_section(section, Colours(), **SIZES)
     with pytest.raises(KeyboardInterrupt):
-        encode(section, Colours(limit=200), cache=stored(tmp_path, section), **SIZES)
+        encode_section(section, Colours(limit=200), cache=stored(tmp_path, section), **SIZES)
     again = Colours()
-    found = encode(section, again, cache=stored(tmp_path, section), **SIZES)
+    found = encode_section(section, again, cache=stored(tmp_path, section), **SIZES)
     assert np.array_equal(found, expected)
     assert 0 < 2 * section.n_spots - again.seen <= 200
     third = Colours()
-    assert np.array_equal(encode(section, third, cache=stored(tmp_path, section), **SIZES), expected)
+    assert np.array_equal(encode_section(section, third, cache=stored(tmp_path, section), **SIZES), expected)
     assert third.seen == 0
 
 
@@ -117,7 +117,7 @@ def test_a_damaged_cache_is_noticed(
 ) -> None:
     caplog.set_level(logging.INFO)
     cache = stored(tmp_path, section)
-    expected = encode(section, Colours(), cache=cache, **SIZES)
+    expected = encode_section(section, Colours(), cache=cache, **SIZES)
     (chunk, *_) = sorted(path for path in cache.path.rglob("c/*/*/*/*") if path.is_file())
     content = bytearray(chunk.read_bytes())
     if damage == "cut off":
@@ -132,7 +132,7 @@ def test_a_damaged_cache_is_noticed(
     else:
         FeatureCache(tmp_path, section=section.name, mark="m", n_patches=3, n_fields=2, dim=5, about={})
     again = Colours()
-    found = encode(section, again, cache=stored(tmp_path, section), **SIZES)
+    found = encode_section(section, again, cache=stored(tmp_path, section), **SIZES)
     assert np.array_equal(found, expected)
     assert again.seen == (2 * section.n_spots if damage in ("metadata", "other shape") else min(64, again.seen)) > 0
     if damage in ("cut off", "changed"):
@@ -141,9 +141,9 @@ def test_a_damaged_cache_is_noticed(
 
 def test_another_mark_is_another_cache(section: Section, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    encode(section, Colours(), cache=stored(tmp_path, section), **SIZES)
+    encode_section(section, Colours(), cache=stored(tmp_path, section), **SIZES)
     other = Colours()
-    encode(section, other, cache=stored(tmp_path, section, mark="n"), **SIZES)
+    encode_section(section, other, cache=stored(tmp_path, section, mark="n"), **SIZES)
     assert other.seen == 2 * section.n_spots
     assert "features of another image, patch, encoder or other spots (m.zarr)" in caplog.text
 

@@ -6,7 +6,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.neighbours import REACH, apart_from, neighbourhoods, spatial_blocks
-from nh2st_scverse.data.section import find_sections
+from nh2st_scverse.data.section import locate_sections
 
 
 def square(n: int, pitch: float = 100.0) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_neighbours_never_cross_sections() -> None:
     table = sdata.tables["table"]
     shuffled = table[np.random.default_rng(0).permutation(table.n_obs)].copy()
     sdata.tables["table"] = shuffled
-    _, sections = find_sections(sdata)
+    sections = locate_sections(sdata)
     for section in sections:
         assert (shuffled.obs["region"].to_numpy()[section.rows] == section.name).all()
         assert section.neighbours.nodes.max() == section.n_spots - 1

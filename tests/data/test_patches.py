@@ -15,7 +15,7 @@ import nh2st_scverse as nh
 from nh2st_scverse.data import patches as module
 from nh2st_scverse.data.geometry import Geometry, locate
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches, overhang, read_pixels, to_uint8
-from nh2st_scverse.data.section import find_sections
+from nh2st_scverse.data.section import locate_sections
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_an_image_of_one_page_is_decoded_a_few_times_and_not_for_every_batch(fin
 
 
 def test_fingerprint_of_an_image_follows_its_pixels_and_not_the_order_of_spots(fine: SpatialData) -> None:
-    geometry = find_sections(fine)[1][0].geometry
+    geometry = locate_sections(fine)[0].geometry
     order = np.arange(len(geometry.coordinates))
     first = image_fingerprint(geometry, order)
     assert first == image_fingerprint(geometry, order)
@@ -202,4 +202,4 @@ def test_fingerprint_of_an_image_follows_its_pixels_and_not_the_order_of_spots(f
     for scale in changed.images["section_0_image"].children:
         array = changed.images["section_0_image"][scale]["image"]
         array.data = (255 - array.data).astype(np.uint8)
-    assert image_fingerprint(find_sections(changed, allow="off_tissue")[1][0].geometry, order) != first
+    assert image_fingerprint(locate_sections(changed)[0].geometry, order) != first

@@ -14,9 +14,9 @@ from spatialdata.models import Image2DModel, Labels2DModel
 import nh2st_scverse as nh
 from nh2st_scverse.data.checks import tissue_of
 from nh2st_scverse.data.patches import thumbnail
-from nh2st_scverse.data.section import Section, find_sections
+from nh2st_scverse.data.section import Section, locate_sections
 from nh2st_scverse.data.stain import Restained, colour_map, fit_reference, recolour
-from nh2st_scverse.tl import _prepare
+from nh2st_scverse.tl import _setup
 from nh2st_scverse.train.task import vary
 
 METHODS = ["reinhard", "macenko", "vahadane"]
@@ -41,7 +41,7 @@ def sdata() -> SpatialData:
 
 @pytest.fixture(scope="module")
 def sections(sdata: SpatialData) -> list[Section]:
-    return find_sections(sdata)[1]
+    return locate_sections(sdata)
 
 
 def tissue_colour(section: Section, colours: np.ndarray | None = None) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_an_encoder_sees_the_new_colours() -> None:
 def test_a_model_keeps_its_stain(tmp_path: Any) -> None:
     first, last = (nh.datasets.synthetic(width_um=1200, n_sections=2, seed=seed) for seed in (0, 5))
     model = nh.tl.train(first, encoder=Colours(), stain="reinhard", **SMALL)
-    assert model.stain == fit_reference(find_sections(first)[1], "reinhard")
+    assert model.stain == fit_reference(locate_sections(first), "reinhard")
     loaded = nh.NH2ST.load(model.save(tmp_path / "model"))
     assert loaded.stain == model.stain
     nh.tl.predict_expression(last, model=loaded, encoder=Colours(), progress=False)
@@ -115,7 +115,7 @@ def test_held_out_sections_do_not_decide_the_colours(sections: list[Section], mo
         fitted.append([section.name for section in some])
         return fit_reference(some, method)
 
-    monkeypatch.setattr(_prepare, "fit_reference", look)
+    monkeypatch.setattr(_setup, "fit_reference", look)
     two = nh.datasets.synthetic(width_um=1200, n_sections=2)
     settings = SMALL | {"encoder": Colours(), "stain": "reinhard", "max_epochs": 1}
     nh.tl.predict_expression(two, **settings)

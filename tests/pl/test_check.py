@@ -7,14 +7,14 @@ from matplotlib.collections import EllipseCollection
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.patches import iter_patches
-from nh2st_scverse.data.section import find_sections
+from nh2st_scverse.data.section import locate_sections
 
 
 def test_spots_and_patches_of_each_section(two, state, tmp_path):
     before = state(two)
     axes = nh.pl.check(two, save=tmp_path / "check", return_ax=True)
     assert axes.shape == (2, 2)
-    for (left, right), section in zip(axes, find_sections(two)[1], strict=True):
+    for (left, right), section in zip(axes, locate_sections(two), strict=True):
         spots = next(c for c in left.collections if isinstance(c, EllipseCollection))
         np.testing.assert_allclose(spots.get_offsets(), section.xy_um)
         assert left.get_title() == f"{section.name.removesuffix('_spots')}: {section.n_spots} spots"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.section import find_sections
+from nh2st_scverse.data.section import locate_sections
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def featured(two):
 def test_a_spot_its_patches_and_hyperedges(featured, state, tmp_path):
     before = state(featured)
     table = featured["table"]
-    section = find_sections(featured)[1][1]
+    section = locate_sections(featured)[1]
     at = int(np.argmin(np.linalg.norm(section.xy_um - section.xy_um.mean(axis=0), axis=1)))
     name = table.obs_names[section.rows[at]]
     tissue, patches, edges = nh.pl.neighbourhood(featured, name, save=tmp_path / "spot", return_ax=True)
@@ -52,7 +52,7 @@ def test_without_a_name_the_spot_in_the_middle(featured):
     del featured["table"].uns["nh2st"]
     tissue, patches, _ = nh.pl.neighbourhood(featured, return_ax=True)
     name = tissue.get_title().split()[0]
-    section = find_sections(featured)[1][0]
+    section = locate_sections(featured)[0]
     row = featured["table"].obs_names.get_loc(name)
     away = section.xy_um[section.rows == row][0] - (section.xy_um.min(axis=0) + section.xy_um.max(axis=0)) / 2
     assert np.abs(away).max() < 100
@@ -72,9 +72,8 @@ def trained():
 
 def test_with_a_model_its_attention(trained, tmp_path):
     sdata, model = trained
-    section = find_sections(sdata, n_nodes=6)[1][1]
-    section.features = sdata["table"].obsm["nh2st_features"][section.rows]
-    shares = model.attention(section)
+    section = locate_sections(sdata, n_nodes=6)[1]
+    shares = model.attention(section, sdata["table"].obsm["nh2st_features"][section.rows])
     at = int(np.nanargmax(shares.std(axis=1)))
     name = sdata["table"].obs_names[section.rows[at]]
     tissue, patches, _ = nh.pl.neighbourhood(sdata, name, model=model, save=tmp_path / "spot", return_ax=True)

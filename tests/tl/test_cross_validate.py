@@ -136,7 +136,7 @@ def what_a_fold_predicts(sdata: SpatialData, quick: dict[str, Any], monkeypatch:
     """Panel and predictions of every method for the second section."""
     seen: dict[str, Any] = {"predicted": []}
 
-    def spy(section: Any, spots: Any, target: Any, predicted: Any, smoothed: bool) -> dict[str, np.ndarray]:
+    def spy(section: Any, spots: Any, target: Any, predicted: Any) -> dict[str, np.ndarray]:
         if section.name == "section_1_spots":
             seen["predicted"].append(predicted)
         return {"pearson": np.zeros(predicted.shape[1])}
@@ -173,19 +173,21 @@ def test_nothing_that_predicts_has_seen_the_held_out_counts(
 def test_the_guard_notices_a_leak(
     two: SpatialData, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch, leak: str
 ) -> None:
-    add, fit = _cross_validate.add_expression, _cross_fit.fit
+    choose, fit_fold, fit = _cross_validate.choose_panel, _cross_validate.fit_fold, _cross_fit.fit
     everything: list[Any] = []
 
-    def leaky_add(prepared: Any, config: Any, **kwargs: Any) -> Any:
-        everything[:] = prepared.sections
-        return add(prepared, config, **kwargs | ({"splits": None} if leak == "panel" else {}))
+    def leaky_choose(counts: Any, genes: Any, n_genes: Any, within: Any) -> list[str]:
+        return choose(counts, genes, n_genes, None if leak == "panel" else within)
 
-    def leaky_fit(train: Any, groups: Any, *args: Any, **kwargs: Any) -> Any:
-        if leak == "training":  # the held-out section decides when to stop
-            train, groups = list(everything), [section.name for section in everything]
-        return fit(train, groups, *args, **kwargs)
+    def look(data: Any, *args: Any) -> nh.NH2ST:
+        everything[:] = [data]
+        return fit_fold(data, *args)
 
-    monkeypatch.setattr(_cross_validate, "add_expression", leaky_add)
+    def leaky_fit(train: Any, *args: Any, **kwargs: Any) -> nh.NH2ST:
+        return fit(everything[0] if leak == "training" else train, *args, **kwargs)  # the held-out section too
+
+    monkeypatch.setattr(_cross_validate, "choose_panel", leaky_choose)
+    monkeypatch.setattr(_cross_validate, "fit_fold", look)
     monkeypatch.setattr(_cross_fit, "fit", leaky_fit)
     assert depends_on_held_out_counts(two, quick, monkeypatch)
 

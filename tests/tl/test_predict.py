@@ -16,11 +16,12 @@ from spatialdata.transformations import get_transformation, set_transformation
 
 import nh2st_scverse as nh
 from nh2st_scverse._constants import LOG_UNIT
+from nh2st_scverse.data.cohort import collect
 from nh2st_scverse.data.expression import measured
+from nh2st_scverse.data.targets import Counts, choose_panel
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._cross_fit import fields_that_fit, outer_folds
-from nh2st_scverse.tl._prepare import add_expression, collect
+from nh2st_scverse.tl._setup import fields_that_fit, outer_folds
 
 WRITTEN = {
     "table.layers.nh2st",
@@ -28,6 +29,7 @@ WRITTEN = {
     "table.var.nh2st_pearson",
     "table.obs.nh2st_border",
     "table.obs.nh2st_predicted",
+    "table.obs.nh2st_novelty",
     "table.obsm.X_nh2st",
     "table.uns.nh2st",
     "table.obsm.nh2st_features",
@@ -84,18 +86,18 @@ def test_cross_fitting_writes_what_it_says_and_nothing_else(
 
 
 def test_the_panel_has_the_size_that_was_asked_for(two: SpatialData, quick: dict[str, Any]) -> None:
-    prepared = collect(two)
-    _, splits = outer_folds(prepared, Config(), 0)
+    cohort = collect(two)
+    counts = Counts.of(cohort, None)
+    within = [fold.train for fold in outer_folds(cohort.sections, Config(), cohort.patch_um, 0)]
     means = [
-        measured(two.tables["table"])[two.tables["table"].obs["region"] == s.name].mean(axis=0)
-        for s in prepared.sections
+        measured(two.tables["table"])[two.tables["table"].obs["region"] == s.name].mean(axis=0) for s in cohort.sections
     ]
     worst = np.maximum(*[np.argsort(np.argsort(-m, kind="stable")) for m in means])
     for n in (1, 20, 100):
-        panel = add_expression(prepared, Config(), genes="highest_mean", n_genes=n, layer=None, splits=splits)
+        panel = choose_panel(counts, "highest_mean", n, within)
         assert len(panel) == n
         assert worst[two.tables["table"].var_names.get_indexer(panel)].max() == np.sort(worst)[n - 1]
-    assert len(add_expression(prepared, Config(), genes="highest_mean", n_genes=None, layer=None, splits=splits)) == 300
+    assert len(choose_panel(counts, "highest_mean", None, within)) == 300
 
 
 def test_a_listed_panel_is_predicted_in_any_order(two: SpatialData, quick: dict[str, Any]) -> None:
@@ -367,7 +369,7 @@ def test_sections_of_one_object_or_of_several_train_the_same_model(
 )
 def test_groups_are_given_by_list_name_or_column(two: SpatialData, groups: Any, expected: list[str]) -> None:
     two.tables["table"].obs["patient"] = np.where(two.tables["table"].obs["region"] == "section_0_spots", "x", "y")
-    assert collect(two, groups=groups).groups == expected
+    assert [section.group for section in collect(two, groups=groups).sections] == expected
 
 
 # --- borders ---
@@ -398,21 +400,21 @@ def test_spots_at_the_border_are_marked_and_those_outside_are_nan(
 def test_wide_fields_are_left_out_where_their_margin_takes_too_much_of_a_section(
     two: SpatialData, quick: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    prepared = collect(two)
-    assert fields_that_fit(prepared, Config(), 0) == Config()  # whole sections are held out
-    alone = replace(prepared, groups=["same"] * 2)
-    found = fields_that_fit(alone, Config(), 0)
+    cohort = collect(two)
+    assert fields_that_fit(cohort.sections, Config(), cohort.patch_um, 0) == Config()  # whole sections are held out
+    alone = collect(two, groups=["same"] * 2).sections
+    found = fields_that_fit(alone, Config(), cohort.patch_um, 0)
     assert found.fields == Config().fields[: len(found.fields)] and len(found.fields) < len(Config().fields)
 
     def left(*fields: float) -> int:
-        splits = outer_folds(alone, replace(Config(), fields=fields), 0)[1]
-        return min(sum(len(stay) for _, stay in split) for split in splits)
+        folds = outer_folds(alone, replace(Config(), fields=fields), cohort.patch_um, 0)
+        return min(sum(len(stay) for _, stay in fold.train) for fold in folds)
 
     with pytest.raises(ValueError, match="Too little tissue to hold out a block"):
         left(*Config().fields)
     assert left(*found.fields) >= 0.7 * left(1.0)
-    mine = replace(Config(), fields=(1.0, 5.0))  # chosen by the user
-    assert fields_that_fit(alone, mine, 0) is mine
+    with pytest.raises(ValueError, match="Too little tissue to hold out a block"):  # chosen by the user: not cut
+        nh.tl.predict_expression(two, groups=["same"] * 2, fields=Config().fields, **quick)
     with caplog.at_level("INFO"):
         nh.tl.predict_expression(two, groups=["same"] * 2, **quick)
     assert f"Fields of view of {found.fields} patches instead of {Config().fields}" in caplog.text
@@ -428,9 +430,9 @@ def test_predictions_of_held_out_spots_do_not_depend_on_their_counts(
 ) -> None:
     panel = ["TUMOR05", "FAT01", "IMMUNE03", "STROMA02", "NOISE01"]
     for sdata in (one, two):
-        prepared = collect(sdata)
-        folds, _ = outer_folds(prepared, Config(), 0)
-        held_out = np.concatenate([prepared.sections[i].rows[at] for i, at in folds[1].held_out])
+        cohort = collect(sdata)
+        fold = outer_folds(cohort.sections, replace(Config(), fields=(1.0,)), cohort.patch_um, 0)[1]
+        held_out = np.concatenate([cohort.sections[i].rows[at] for i, at in fold.held_out])
         changed = spatialdata.deepcopy(sdata)
         x = changed.tables["table"].X.toarray()
         x[held_out] = np.random.default_rng(0).poisson(30, (len(held_out), 300))

@@ -18,9 +18,10 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Scale
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.features import encode
+from nh2st_scverse._options import Elements
+from nh2st_scverse.data.features import encode_section
 from nh2st_scverse.data.patches import iter_patches
-from nh2st_scverse.data.section import find_sections
+from nh2st_scverse.data.section import locate_sections
 
 
 def read_mob(data_dir: Path, name: str, image: Any = None, shrink: int = 1) -> SpatialData:
@@ -42,7 +43,7 @@ def test_half_the_resolution_gives_nearly_the_same_patches(data_dir: Path) -> No
         pixels = np.asarray(picture)
     found = []
     for image, shrink in ((pixels, 1), (halved(pixels), 2)):
-        section = find_sections(read_mob(data_dir, "rep01", image, shrink))[1][0]
+        section = locate_sections(read_mob(data_dir, "rep01", image, shrink))[0]
         patches = np.zeros((section.n_spots, 27, 27, 3))  # what half the resolution still shows
         for which, cut in iter_patches(section.geometry, np.arange(section.n_spots), size_um=150.0, size_px=27):
             patches[which] = cut
@@ -89,13 +90,13 @@ def test_half_the_resolution_gives_nearly_the_same_features(
     )
     half = SpatialData(images={key: small}, shapes=dict(full.shapes), tables=dict(full.tables))
     features = []
-    resolution = find_sections(full)[1][0].geometry.microns_per_pixel
+    resolution = locate_sections(full)[0].geometry.microns_per_pixel
     for sdata, known in ((full, resolution), (half, 2 * resolution)):
-        section = find_sections(sdata, microns_per_pixel=known)[1][0]
+        section = locate_sections(sdata, Elements(microns_per_pixel=known))[0]
         assert section.spacing_um == pytest.approx(spacing, rel=0.01)
-        section = section.keep(np.linspace(0, section.n_spots - 1, 40).astype(int))
+        section = section.take(np.linspace(0, section.n_spots - 1, 40).astype(int))
         features.append(
-            encode(section, nh.encoders.get(), patch_um=0.75 * spacing, fields=(1.0, 2.5), progress=False).T
+            encode_section(section, nh.encoders.get(), patch_um=0.75 * spacing, fields=(1.0, 2.5), progress=False).T
         )
     for field, a, b in zip(range(2), *(np.split(one, 2) for one in features), strict=True):  # (1280, 40) each
         spots = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,17 @@ import pytest
 from spatialdata import SpatialData
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.section import Section
+from nh2st_scverse._options import Run
+from nh2st_scverse.data.cohort import collect
+from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, encode
+from nh2st_scverse.data.targets import Counts, Targets, measure
+from nh2st_scverse.model import Card
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._prepare import Prepared, add_expression, add_images, collect
+from nh2st_scverse.train.data import Data
+from nh2st_scverse.train.fit import Fitted, fit_member
 
 SMALL = {"embedding": 16, "hidden": 16, "bottleneck": 16, "heads": 2}
+PANEL = [f"{program}0{i}" for program in ("TUMOR", "STROMA", "IMMUNE", "CONTEXT") for i in (1, 2, 3)]
 
 
 class Colours:
@@ -43,32 +48,52 @@ def sdata() -> SpatialData:
 
 
 @pytest.fixture(scope="session")
-def prepared(sdata: SpatialData, encoder: Colours) -> Prepared:
-    config = Config.preset()
-    made = collect(sdata, n_nodes=config.n_nodes)
-    panel = [f"{program}0{i}" for program in ("TUMOR", "STROMA", "IMMUNE", "CONTEXT") for i in (1, 2, 3)]
-    add_expression(made, config, genes=panel, n_genes=None, layer=None)
-    add_images(made, config, encoder, progress=False)
-    return made
+def data(sdata: SpatialData, encoder: Colours) -> Data:
+    """Two sections of about 100 spots, a group each, with features of 72 and expression of 12 genes."""
+    cohort = collect(sdata)
+    recipe = Recipe(encoder, cohort.patch_um, Config().fields)
+    inputs = encode(cohort, recipe, KeptFeatures(cohort), Encoding(progress=False))
+    return Data(cohort.sections, inputs, measure(Counts.of(cohort, None), PANEL))
 
 
-@pytest.fixture
-def sections(prepared: Prepared) -> list[Section]:
-    """Two sections of about 100 spots with features of 48 and expression of 12 genes."""
-    return [copy(section) for section in prepared.sections]
-
-
-@pytest.fixture
-def patch_sections(sections: list[Section]) -> list[Section]:
+@pytest.fixture(scope="session")
+def patch_data(data: Data) -> Data:
     """Two sections of 30 spots with patches of 32 pixels, for a trunk that is trained."""
     rng = np.random.default_rng(0)
-    kept = [section.keep(np.argsort(section.xy_um @ [1, 0.1])[:30]) for section in sections]
-    for section in kept:
-        section.features = None
-        section.patches = rng.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
-    return kept
+    few = data.take(tuple((i, np.argsort(s.xy_um @ [1, 0.1])[:30]) for i, s in enumerate(data.sections)))
+    patches = tuple(rng.integers(0, 256, (30, 32, 32, 3), dtype=np.uint8) for _ in few.sections)
+    values, trainable = (tuple(of(i) for i in range(2)) for of in (few.target, few.trainable))
+    return Data(few.sections, patches, Targets(data.targets.genes, data.targets.unit, values, trainable))
 
 
-@pytest.fixture
-def held_out() -> Callable[[Section], list[tuple[Section, np.ndarray]]]:
-    return lambda section: [(section, np.arange(section.n_spots))]
+@pytest.fixture(scope="session")
+def alone() -> Callable[[Data, int], Data]:
+    """One of the sections of some data."""
+    return lambda data, i: data.whole(((i, np.arange(0)),))
+
+
+@pytest.fixture(scope="session")
+def fit_first(data: Data, alone: Callable[[Data, int], Data]) -> Callable[..., Fitted]:
+    """Train a member on the first section, stopped by the second."""
+
+    def fit(config: Config, run: Run | None = None, *, data: Data = data, **options: Any) -> Fitted:
+        held_out = alone(data, 1)
+        wanted = [np.arange(held_out.sections[0].n_spots)]
+        return fit_member(alone(data, 0), held_out, wanted, config, run or Run(), **options)
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def card(data: Data) -> Card:
+    """What a model of the two sections is made from."""
+    return Card(
+        unit=data.targets.unit,
+        patch_um=75.0,
+        spacing_um=100.0,
+        encoder="colours",
+        encoder_hash="none",
+        encoder_dim=24,
+        patch_px=16,
+        trained_on={section.name: section.group for section in data.sections},
+    )

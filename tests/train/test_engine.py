@@ -17,8 +17,8 @@ from torch import nn
 
 import nh2st_scverse as nh
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._train import progress_bar
 from nh2st_scverse.train import task
+from nh2st_scverse.train.progress import progress_bar
 
 
 class Pixels(nn.Module):
@@ -214,5 +214,5 @@ def test_progress_is_one_line_with_the_terms_and_what_is_left(capsys: pytest.Cap
     said = capsys.readouterr().err
     last = said.split("\r")[-1]
     assert "4/13" in last
-    assert "member 2/2, mse 0.50, pearson 0.40, query 2.00, held-out r 0.123" in last
+    assert "member 2/2, mse 0.50, 1 - pearson 0.40, query 2.00, held-out r 0.123" in last
     assert said.count("\n") == 1

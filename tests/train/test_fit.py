@@ -28,18 +28,22 @@ from sklearn.metrics.pairwise import rbf_kernel
 from spatialdata import SpatialData
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.section import Section
+from nh2st_scverse._options import Run
+from nh2st_scverse.model import Card
+from nh2st_scverse.model.ensemble import fit as fit_model
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.nn.member import ridge_inputs
 from nh2st_scverse.train import best as best_module
 from nh2st_scverse.train import fit
 from nh2st_scverse.train.best import Best, KeepBest
-from nh2st_scverse.train.fit import fit_member, principal_components
+from nh2st_scverse.train.data import Data
+from nh2st_scverse.train.fit import Fitted, fit_member, principal_components
 from nh2st_scverse.train.scores import gene_pearson, section_pearson
-from nh2st_scverse.train.spots import section_features, stack
 from nh2st_scverse.train.task import Task, predict_batch
+from nh2st_scverse.train.tensors import section_features, stack
 
-Held = Callable[[Section], list[tuple[Section, np.ndarray]]]
+Alone = Callable[[Data, int], Data]
+FitFirst = Callable[..., Fitted]
 
 
 # ------------------------------------------------------------------------------------------------ before the network
@@ -63,37 +67,34 @@ def test_features_that_say_nothing_are_refused() -> None:
         principal_components(torch.full((40, 6), 0.3), 3)
 
 
-def test_features_are_standardised_within_a_section_and_checked(sections: list[Section]) -> None:
-    section = sections[0]
-    section.usable = section.usable.copy()
-    section.usable[3] = False
-    section.features = section.features.copy()
-    section.features[3] = np.nan
-    x = section_features(section, standardise=True)
+def test_features_are_standardised_within_a_section_and_checked(data: Data) -> None:
+    there = np.arange(data.sections[0].n_spots) != 3
+    section, features = replace(data.sections[0], usable=there), data.inputs[0].copy()
+    features[3] = np.nan
+    given = features.copy()
+    x = section_features(section, features, standardise=True)
     assert (x[3] == 0).all()
     assert np.allclose(x[section.usable].mean(axis=0), 0, atol=1e-4)
     assert np.allclose(x[section.usable].std(axis=0), 1, atol=1e-2)
-    assert np.array_equal(section_features(section, standardise=False)[5], section.features[5])
-    section.features[7, 0] = np.inf
+    assert np.array_equal(section_features(section, features, standardise=False)[5], features[5])
+    assert np.array_equal(features, given, equal_nan=True)  # what was passed is as it was
+    features[7, 0] = np.inf
     with pytest.raises(ValueError, match="Expected finite features of section 'section_0_spots'"):
-        section_features(section, standardise=True)
-    section.features = None
-    with pytest.raises(ValueError, match="has no features yet"):
-        section_features(section, standardise=True)
+        section_features(section, features, standardise=True)
 
 
-def test_stacked_neighbours_stay_in_their_section(sections: list[Section]) -> None:
-    spots = stack(sections, standardise=True)
+def test_stacked_neighbours_stay_in_their_section(data: Data) -> None:
+    spots = stack(data, standardise=True)
     assert torch.equal(spots.section[spots.nodes], spots.section[:, None].expand_as(spots.nodes))
-    first = sections[0].n_spots
-    assert np.array_equal(spots.nodes[first:] - first, sections[1].neighbours.nodes)
-    assert np.array_equal(spots.targets[first:], sections[1].expression)
+    first = data.sections[0].n_spots
+    assert np.array_equal(spots.nodes[first:] - first, data.sections[1].neighbours.nodes)
+    assert np.array_equal(spots.targets[first:], data.target(1))
 
 
-def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(sections: list[Section]) -> None:
+def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(data: Data, alone: Alone) -> None:
     config = Config.preset(n_components=10, landmarks=None, rank=None)
-    spots, held = (stack([section], standardise=True) for section in sections)
-    wanted = torch.arange(sections[1].n_spots)
+    spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
+    wanted = torch.arange(data.sections[1].n_spots)
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
     fit._fit_ridge(member, spots, held, wanted)
@@ -106,8 +107,7 @@ def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(secti
     alphas = fit.PENALTIES * np.linalg.eigvalsh(x.T @ x).mean()
     models = [Ridge(alpha=alpha, fit_intercept=False).fit(x, y) for alpha in alphas]
     scores = [
-        np.mean([pearsonr(model.predict(x_held)[:, g], sections[1].expression[:, g])[0] for g in range(12)])
-        for model in models
+        np.mean([pearsonr(model.predict(x_held)[:, g], data.target(1)[:, g])[0] for g in range(12)]) for model in models
     ]
     best = models[int(np.argmax(scores))].coef_.T
     assert np.ptp(scores) > 0.02  # the choice matters
@@ -116,13 +116,13 @@ def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(secti
 
 @pytest.mark.parametrize("rank", [None, 3])
 def test_kernel_ridge_is_sklearns_on_the_principal_components_of_the_expression(
-    sections: list[Section], rank: int | None
+    data: Data, alone: Alone, rank: int | None
 ) -> None:
     config = Config.preset(n_components=10, rank=rank)
-    spots, held = (stack([section], standardise=True) for section in sections)
+    spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
-    fit._fit_ridge(member, spots, held, torch.arange(sections[1].n_spots))
+    fit._fit_ridge(member, spots, held, torch.arange(data.sections[1].n_spots))
     predicted = member.ridge_terms(held.inputs, held.nodes, held.mask) @ member.ridge
 
     x, x_held = (ridge_inputs(s.inputs, s.nodes, s.mask).numpy().astype(float) for s in (spots, held))
@@ -135,49 +135,44 @@ def test_kernel_ridge_is_sklearns_on_the_principal_components_of_the_expression(
         KernelRidge(kernel="rbf", gamma=gamma, alpha=alpha).fit(x, y @ genes.T @ genes).predict(x_held)
         for alpha in alphas
     ]
-    scores = [np.mean([pearsonr(p[:, g], sections[1].expression[:, g])[0] for g in range(12)]) for p in found]
+    scores = [np.mean([pearsonr(p[:, g], data.target(1)[:, g])[0] for g in range(12)]) for p in found]
     assert np.ptp(scores) > 0.02  # the choice matters
     assert np.allclose(predicted, found[int(np.argmax(scores))], atol=0.02)
 
 
-def test_kernel_ridge_with_few_landmarks_is_near_the_whole_one(sections: list[Section]) -> None:
-    spots, held = (stack([section], standardise=True) for section in sections)
+def test_kernel_ridge_with_few_landmarks_is_near_the_whole_one(data: Data, alone: Alone) -> None:
+    spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
     predicted = {}
     for landmarks in (50, 1000):  # there are fewer spots than the latter
         member = fit._prepare(spots, Config.preset(n_components=10, landmarks=landmarks), None)
         inputs, held_inputs = member.projection(spots.inputs), member.projection(held.inputs)
         given = replace(spots, inputs=inputs), replace(held, inputs=held_inputs)
-        fit._fit_ridge(member, *given, torch.arange(sections[1].n_spots))
-        assert len(member.landmarks) == min(landmarks, sections[0].n_spots)
+        fit._fit_ridge(member, *given, torch.arange(data.sections[1].n_spots))
+        assert len(member.landmarks) == min(landmarks, data.sections[0].n_spots)
         predicted[landmarks] = member.ridge_terms(held_inputs, held.nodes, held.mask) @ member.ridge
     assert np.corrcoef(predicted[50].ravel(), predicted[1000].ravel())[0, 1] > 0.9
 
 
-def test_the_ridge_learns_from_all_groups_but_is_scored_on_those_it_did_not_see(sections: list[Section]) -> None:
-    rng = np.random.default_rng(0)
-    for section in sections:  # nothing to learn but the training spots themselves
-        section.features = rng.normal(size=(section.n_spots, 40)).astype(np.float32)
+def test_the_ridge_learns_from_all_groups_but_is_scored_on_those_it_did_not_see(data: Data, card: Card) -> None:
+    rng = np.random.default_rng(0)  # nothing to learn but the training spots themselves
+    noise = tuple(rng.normal(size=(section.n_spots, 40)).astype(np.float32) for section in data.sections)
     config = Config.preset(fields=(1.0,), ridge=1.0, max_epochs=1, embedding=16, hidden=16, bottleneck=16)
-    about = {"unit": "", "patch_um": 75.0, "encoder": nh.encoders.Precomputed("noise")}
-    genes = [f"gene{i}" for i in range(12)]
-    model = nh.NH2ST.fit(sections, ["a", "b"], genes, config, accelerator="cpu", **about)
-    seen = [pearsonr(model.predict(s).ravel(), s.expression.ravel())[0] for s in sections]
+    given, run = replace(data, inputs=noise), Run(device="cpu", progress=False)
+    model = fit_model(given, config, card, run, nh.encoders.Precomputed("noise"))
+    predicted = [model.predict(*pair) for pair in zip(given.sections, noise, strict=True)]
+    seen = [pearsonr(p.ravel(), data.target(i).ravel())[0] for i, p in enumerate(predicted)]
     assert abs(model.scores["pearson"].mean()) < 0.1
-    for section in sections:
-        mean = np.broadcast_to(section.expression.mean(axis=0), section.expression.shape)
-        assert (
-            pearsonr(model.predict(section).ravel(), section.expression.ravel())[0]
-            > (pearsonr(mean.ravel(), section.expression.ravel())[0])
-        )
+    for i, r in enumerate(seen):
+        mean = np.broadcast_to(data.target(i).mean(axis=0), data.target(i).shape)
+        assert r > pearsonr(mean.ravel(), data.target(i).ravel())[0]
     assert min(seen) > 0
-    spots = stack(sections, standardise=True)
     for member in model.members:  # each spot is a landmark of each member
-        assert len(member.landmarks) == len(spots.inputs)
+        assert len(member.landmarks) == sum(section.n_spots for section in data.sections)
 
 
-def test_ridge_does_without_held_out_counts(sections: list[Section]) -> None:
+def test_ridge_does_without_held_out_counts(data: Data, alone: Alone) -> None:
     config = Config.preset(n_components=10)
-    spots, held = (stack([section], standardise=True) for section in sections)
+    spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
     held.targets = torch.zeros_like(held.targets)
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
@@ -188,8 +183,8 @@ def test_ridge_does_without_held_out_counts(sections: list[Section]) -> None:
 # -------------------------------------------------------------------------------------------------------- scores
 
 
-def test_pearson_by_section_is_scipys(sections: list[Section]) -> None:
-    held = stack(sections, standardise=True)
+def test_pearson_by_section_is_scipys(data: Data) -> None:
+    held = stack(data, standardise=True)
     held.trainable[4] = False
     wanted = torch.arange(2, len(held.targets) - 5)
     predicted = held.targets[wanted] + torch.randn(len(wanted), 12, generator=torch.Generator().manual_seed(0))
@@ -201,7 +196,7 @@ def test_pearson_by_section_is_scipys(sections: list[Section]) -> None:
     assert section_pearson(predicted, held, wanted) == pytest.approx(np.mean(each), abs=1e-5)
 
 
-def test_constants_have_no_or_no_good_correlation(sections: list[Section]) -> None:
+def test_constants_have_no_or_no_good_correlation(data: Data, alone: Alone) -> None:
     measured = torch.randn(9, 3)
     measured[:, 1] = 0
     predicted = torch.randn(9, 3)
@@ -210,7 +205,7 @@ def test_constants_have_no_or_no_good_correlation(sections: list[Section]) -> No
     assert r[0] == pytest.approx(pearsonr(predicted[:, 0], measured[:, 0])[0], abs=1e-5)
     assert math.isnan(r[1])
     assert r[2] == 0
-    held = stack(sections[:1], standardise=True)
+    held = stack(alone(data, 0), standardise=True)
     held.targets = torch.zeros_like(held.targets)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -255,35 +250,35 @@ def test_an_epoch_without_a_score_is_replaced_by_one_with(monkeypatch: pytest.Mo
 
 
 def test_member_returns_the_weights_that_made_its_held_out_predictions(
-    sections: list[Section], held_out: Held, small: dict[str, Any]
+    data: Data, alone: Alone, fit_first: FitFirst, small: dict[str, Any]
 ) -> None:
     config = Config.preset(max_epochs=4, lr=0.05, **small)  # a rate at which the last epoch is not the best
-    member, (predicted,), history = fit_member(sections[:1], held_out(sections[1]), config)
-    scores = [row["validation_pearson"] for row in history]
-    held = stack(sections[1:], standardise=True)
+    fitted = fit_first(config)
+    member, (predicted,) = fitted.member, fitted.predicted
+    scores = [row["validation_pearson"] for row in fitted.history]
+    held = stack(alone(data, 1), standardise=True)
     held.inputs = member.projection(held.inputs)
     with torch.inference_mode():
-        again = predict_batch(member, held, torch.arange(sections[1].n_spots))
+        again = predict_batch(member, held, torch.arange(data.sections[1].n_spots))
     assert not member.training
+    assert not fitted.stopped
     assert np.allclose(again, predicted, atol=1e-5)
     assert section_pearson(again, held, torch.arange(len(again))) == pytest.approx(max(scores), abs=1e-5)
-    assert [row["epoch"] for row in history] == [0, 1, 2, 3]
+    assert [row["epoch"] for row in fitted.history] == [0, 1, 2, 3]
 
 
-def test_training_lowers_the_loss(sections: list[Section], held_out: Held, small: dict[str, Any]) -> None:
+def test_training_lowers_the_loss(fit_first: FitFirst, small: dict[str, Any]) -> None:
     config = Config.preset(max_epochs=40, lr=0.01, **small)
-    _, _, history = fit_member(sections[:1], held_out(sections[1]), config)
+    history = fit_first(config).history
     for name in ("mse", "pearson", "query_contrast", "neighbour_contrast"):
         assert history[-1][name] < 0.9 * history[0][name]
 
 
-def test_seeds_decide_and_the_global_random_states_stay(
-    sections: list[Section], held_out: Held, small: dict[str, Any]
-) -> None:
+def test_seeds_decide_and_the_global_random_states_stay(fit_first: FitFirst, small: dict[str, Any]) -> None:
     config = Config.preset(max_epochs=2, **small)
 
     def weights(seed: int) -> dict[str, torch.Tensor]:
-        return fit_member(sections[:1], held_out(sections[1]), config, seed=seed)[0].state_dict()
+        return fit_first(config, Run(seed=seed)).member.state_dict()
 
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002
@@ -298,13 +293,12 @@ def test_seeds_decide_and_the_global_random_states_stay(
     assert not torch.equal(first["network.decoder.0.weight"], third["network.decoder.0.weight"])
 
 
-def test_a_trained_trunk_depends_on_the_seed_alone(patch_sections: list[Section], small: dict[str, Any]) -> None:
+def test_a_trained_trunk_depends_on_the_seed_alone(patch_data: Data, card: Card, small: dict[str, Any]) -> None:
     config = Config.preset("paper", max_epochs=1, n_members=1, **small)
 
     def model(seed: int) -> nh.NH2ST:
-        genes = [str(i) for i in range(12)]
-        given = {"unit": "u", "patch_um": 75.0, "encoder": nh.encoders.get("resnet18"), "seed": seed}
-        return nh.NH2ST.fit(patch_sections, ["a", "b"], genes, config, **given)
+        run = Run(seed=seed, progress=False)
+        return fit_model(patch_data, config, card, run, nh.encoders.get("resnet18"))
 
     before = torch.get_num_threads()
     try:
@@ -320,19 +314,16 @@ def test_a_trained_trunk_depends_on_the_seed_alone(patch_sections: list[Section]
         torch.set_num_threads(before)
 
 
-def test_features_without_components_enter_as_they_are(
-    sections: list[Section], held_out: Held, small: dict[str, Any]
-) -> None:
-    train = sections[0].keep(np.arange(30))  # fewer spots than features
+def test_features_without_components_enter_as_they_are(data: Data, alone: Alone, small: dict[str, Any]) -> None:
+    train = data.take(((0, np.arange(30)),))  # fewer spots than features
     config = Config.preset(n_components=None, max_epochs=1, **small)
-    member, (predicted,), _ = fit_member([train], held_out(sections[1]), config)
-    assert member.projection is None
-    assert np.isfinite(predicted).all()
+    fitted = fit_member(train, alone(data, 1), [np.arange(data.sections[1].n_spots)], config, Run())
+    assert fitted.member.projection is None
+    assert np.isfinite(fitted.predicted[0]).all()
 
 
 def test_nothing_is_printed_warned_or_left_behind(
-    sections: list[Section],
-    held_out: Held,
+    fit_first: FitFirst,
     small: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -341,14 +332,13 @@ def test_nothing_is_printed_warned_or_left_behind(
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit_member(sections[:1], held_out(sections[1]), Config.preset(max_epochs=2, **small))
-        config = Config.preset("paper", max_epochs=2, fine_tune=False, **small)
-        fit_member(sections[:1], held_out(sections[1]), config)
+        fit_first(Config.preset(max_epochs=2, **small))
+        fit_first(Config.preset("paper", max_epochs=2, fine_tune=False, **small))
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
 
-def test_settings_of_the_trainer_reach_it(sections: list[Section], held_out: Held, small: dict[str, Any]) -> None:
+def test_settings_of_the_trainer_reach_it(fit_first: FitFirst, small: dict[str, Any]) -> None:
     seen: list[L.Trainer] = []
 
     class Look(L.Callback):
@@ -357,8 +347,7 @@ def test_settings_of_the_trainer_reach_it(sections: list[Section], held_out: Hel
 
     options = {"max_epochs": 1, "gradient_clip_val": 0.1, "callbacks": Look()}
     config = Config.preset(max_epochs=9, **small)
-    _, _, history = fit_member(sections[:1], held_out(sections[1]), config, trainer_kwargs=options)
-    assert len(history) == 1
+    assert len(fit_first(config, Run(trainer_kwargs=options)).history) == 1
     assert seen[0].gradient_clip_val == 0.1
     assert isinstance(options["callbacks"], Look)  # what the user passed is as it was
 
@@ -424,16 +413,13 @@ def test_interrupted_in_the_first_epoch(
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_an_exit_that_is_no_interruption_goes_through(
-    sections: list[Section], held_out: Held, small: dict[str, Any]
-) -> None:
+def test_an_exit_that_is_no_interruption_goes_through(fit_first: FitFirst, small: dict[str, Any]) -> None:
     class Leave(L.Callback):
         def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             sys.exit(3)
 
     with pytest.raises(SystemExit, match="3"):
-        options = {"callbacks": [Leave()]}
-        fit_member(sections[:1], held_out(sections[1]), Config.preset(**small), trainer_kwargs=options)
+        fit_first(Config.preset(**small), Run(trainer_kwargs={"callbacks": [Leave()]}))
 
 
 SCRIPT = """

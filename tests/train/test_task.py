@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,15 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from nh2st_scverse.data.section import Section
+from nh2st_scverse._options import Run
 from nh2st_scverse.encoders import _torch
 from nh2st_scverse.encoders._torch import as_images
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train import fit, task
 from nh2st_scverse.train.best import Best
-from nh2st_scverse.train.fit import fit_member
-from nh2st_scverse.train.spots import Spots, stack
+from nh2st_scverse.train.data import Data
+from nh2st_scverse.train.fit import Fitted
 from nh2st_scverse.train.task import encode_once, flip, one_cycle, predict_batch
+from nh2st_scverse.train.tensors import Tensors, stack
 
 
 class Trunk(nn.Module):
@@ -34,16 +36,16 @@ class Trunk(nn.Module):
 
 
 @pytest.fixture
-def tiny(patch_sections: list[Section], small: dict[str, Any]) -> tuple[Member, Spots]:
+def tiny(patch_data: Data, small: dict[str, Any]) -> tuple[Member, Tensors]:
     torch.manual_seed(0)
-    spots = stack(patch_sections, standardise=False)
+    spots = stack(patch_data, standardise=False)
     config = Config.preset("paper", **small | {"dropout": 0.0})
     member = Member(config, 32, 32, spots.targets.shape[1], Trunk()).double().eval()
     spots.offsets, spots.targets = spots.offsets.double(), spots.targets.double()
     return member, spots
 
 
-def test_each_patch_passes_the_trunk_once(tiny: tuple[Member, Spots]) -> None:
+def test_each_patch_passes_the_trunk_once(tiny: tuple[Member, Tensors]) -> None:
     member, spots = tiny
     member.float()
     batch = torch.tensor([3, 4, 5, 20, 41, 42])
@@ -55,7 +57,7 @@ def test_each_patch_passes_the_trunk_once(tiny: tuple[Member, Spots]) -> None:
     assert torch.allclose(inputs[local].flatten(0, 1), direct, atol=1e-6)
 
 
-def test_gradients_equal_those_of_encoding_every_node_separately(tiny: tuple[Member, Spots]) -> None:
+def test_gradients_equal_those_of_encoding_every_node_separately(tiny: tuple[Member, Tensors]) -> None:
     member, spots = tiny
     batch = torch.tensor([3, 4, 5, 20, 41, 42])
     nodes, mask = spots.nodes[batch], spots.mask[batch]
@@ -92,7 +94,7 @@ class OnlyIndexed:
 
 @pytest.mark.parametrize("scale", [True, False])
 def test_a_step_does_not_take_longer_where_there_are_more_spots(
-    tiny: tuple[Member, Spots], small: dict[str, Any], scale: bool
+    tiny: tuple[Member, Tensors], small: dict[str, Any], scale: bool
 ) -> None:
     _, spots = tiny
     config = Config.preset("default", **small | {"scale_target": scale, "ridge": 0.0, "n_components": None})
@@ -104,7 +106,9 @@ def test_a_step_does_not_take_longer_where_there_are_more_spots(
     assert torch.isfinite(step.training_step(torch.arange(8), 1))
 
 
-def test_prediction_takes_a_few_patches_at_a_time(tiny: tuple[Member, Spots], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prediction_takes_a_few_patches_at_a_time(
+    tiny: tuple[Member, Tensors], monkeypatch: pytest.MonkeyPatch
+) -> None:
     member, spots = tiny
     member.float()
     spots.offsets, batch = spots.offsets.float(), torch.arange(60)
@@ -118,16 +122,18 @@ def test_prediction_takes_a_few_patches_at_a_time(tiny: tuple[Member, Spots], mo
     assert torch.allclose(whole, parts, atol=1e-6)
 
 
-def test_the_trunk_is_trained_in_training_mode(patch_sections: list[Section], small: dict[str, Any]) -> None:
+def test_the_trunk_is_trained_in_training_mode(
+    patch_data: Data, fit_first: Callable[..., Fitted], small: dict[str, Any]
+) -> None:
     trunk = Trunk()
     before = trunk.conv.weight.detach().clone()
     config = Config.preset("paper", max_epochs=1, **small)
-    member, _, history = fit_member(patch_sections[:1], [(patch_sections[1], np.arange(30))], config, trunk=trunk)
+    fitted = fit_first(config, Run(), data=patch_data, trunk=trunk)
     assert trunk.modes == {True, False}  # learning, and sizing or validation
-    assert member.trunk is trunk
+    assert fitted.member.trunk is trunk
     assert not torch.equal(before, trunk.conv.weight)
-    assert np.isfinite(history[0]["loss"])
-    spots = stack(patch_sections, standardise=False)
+    assert np.isfinite(fitted.history[0]["loss"])
+    spots = stack(patch_data, standardise=False)
     assert fit._prepare(spots, config, trunk).trunk.training
 
 

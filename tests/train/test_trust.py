@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,8 @@ from scipy.stats import norm
 from spatialdata import SpatialData
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.section import Section
+from nh2st_scverse.data.section import locate_sections
+from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.trust import LEVELS, Novelty, Residuals
 
 
@@ -81,48 +81,50 @@ def test_what_the_mean_of_the_members_gains_is_that_of_the_section(
 ) -> None:
     settings = {"encoder": encoder, "n_genes": 10, "max_epochs": 2, "progress": False, **small}
     model = nh.tl.train(several, **settings)
-    _, found = nh.data.section.find_sections(several)
-    section = found[0]
-    section.features = several["table"].obsm["nh2st_features"][section.rows]
-    predicted = model.predict(section)
+    section = locate_sections(several)[0]
+    features = several["table"].obsm["nh2st_features"][section.rows]
+    predicted = model.predict(section, features)
     members, alone = model.members, []
     for member in members:
         model.members = [member]
-        alone.append(model.predict(section))
-        assert np.array_equal(model.uncertainty(section, alone[-1])[0], model.residuals.std(alone[-1]))
+        alone.append(model.predict(section, features))
+        told, std, _ = model.uncertainty(section, features)
+        assert np.array_equal(told, alone[-1]) and np.array_equal(std, model.residuals.std(alone[-1]))
     model.members = members
     assert np.allclose(np.mean(alone, axis=0), predicted, atol=1e-5)
     expected = model.residuals.std(predicted, np.var(alone, axis=0).mean(axis=0))
-    assert np.allclose(model.uncertainty(section, predicted)[0], expected, rtol=1e-4)
+    told, std, novelty = model.uncertainty(section, features)
+    assert np.array_equal(told, predicted)
+    assert np.allclose(std, expected, rtol=1e-4)
     assert (expected < model.residuals.std(predicted)).all()
+    assert np.array_equal(novelty, model.novelty.score(features))
 
 
-def test_novelty_is_high_for_what_training_did_not_show(sections: list[Section]) -> None:
-    novelty = Novelty.fit(sections, ["a", "b"])
-    own = novelty.score(sections[0].features)
+def test_novelty_is_high_for_what_training_did_not_show(data: Data) -> None:
+    novelty = Novelty.fit(data)
+    x = data.inputs[0]
+    own = novelty.score(x)
     assert np.median(own) < 1
-    x = sections[0].features
     noise = np.random.default_rng(0).normal(size=x.shape)
     for other in (x + 5 * x.std(axis=0), noise * x.std() * 5):
         assert np.median(novelty.score(other)) > 1.5
     again = Novelty.of(novelty.arrays())
-    assert np.allclose(again.score(sections[0].features), own, rtol=1e-5)
+    assert np.allclose(again.score(x), own, rtol=1e-5)
 
 
-def test_one_group_judges_itself_by_halves(sections: list[Section]) -> None:
-    novelty = Novelty.fit(sections, ["a", "a"])
-    assert (novelty.score(sections[0].features) > 1).mean() < 0.15
-    assert np.median(novelty.score(sections[0].features[:, ::-1])) > 1.5
+def test_one_group_judges_itself_by_halves(data: Data) -> None:
+    one = replace(data, sections=tuple(replace(section, group="a") for section in data.sections))
+    novelty = Novelty.fit(one)
+    assert (novelty.score(data.inputs[0]) > 1).mean() < 0.15
+    assert np.median(novelty.score(data.inputs[0][:, ::-1])) > 1.5
 
 
-def test_features_without_variance_do_not_make_everything_novel(sections: list[Section]) -> None:
-    flat = [copy(section) for section in sections]
-    for section in flat:
-        section.features = np.concatenate([section.features, np.full((section.n_spots, 3), 0.7)], axis=1)
-    novelty = Novelty.fit(flat, ["a", "b"])
-    other = flat[0].features.copy()
+def test_features_without_variance_do_not_make_everything_novel(data: Data) -> None:
+    flat = tuple(np.concatenate([x, np.full((len(x), 3), 0.7)], axis=1) for x in data.inputs)
+    novelty = Novelty.fit(replace(data, inputs=flat))
+    other = flat[0].copy()
     other[:, -3:] += 1e-3
-    assert np.allclose(novelty.score(other), novelty.score(flat[0].features), rtol=1e-3)
+    assert np.allclose(novelty.score(other), novelty.score(flat[0]), rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_uncertainty_is_written_and_covers(
     del several.tables["new"]
     nh.tl.predict_expression(several, model=model, encoder=encoder, progress=False)  # what was is not left behind
     assert "nh2st_std" not in table.layers
-    assert "nh2st_novelty" not in table.obs
+    assert np.array_equal(table.obs["nh2st_novelty"], first[1])  # always told
     assert not [name for name in table.var if name.startswith("nh2st_z")]
 
 

@@ -11,26 +11,27 @@ from nh2st_scverse.data.neighbours import apart_from, spatial_blocks
 from nh2st_scverse.data.section import Section
 
 N_BLOCKS = 4
-FEWEST = 24  # spots that a training set must have
+SMALLEST = 24  # spots that a training set must have
 ANY_GAP = 1e-6  # µm
+
+Spots = tuple[tuple[int, np.ndarray], ...]
+"""Some spots of several sections: (position of the section, positions of its spots)."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Sections to train on, and the spots that these never saw."""
+    """Spots to train on, and spots that these never saw."""
 
-    train: list[Section]
-    train_groups: list[str]
-    held_out: list[tuple[int, np.ndarray]]  # (position of the section, positions of its spots)
     name: str
+    train: Spots
+    held_out: Spots
     apart: bool = True  # nothing is shared: what is found on the held-out spots may be reported
 
 
 def make_folds(
     sections: Sequence[Section],
-    groups: Sequence[str],
     *,
-    patch_um: float,
+    field_um: float,
     max_folds: int | None = None,
     seed: int = 0,
     strict: bool = True,
@@ -44,10 +45,8 @@ def make_folds(
     Parameters
     ----------
     sections
-        All sections.
-    groups
-        What must be held out together, one name for each section.
-    patch_um
+        All sections; each knows its group.
+    field_um
         Side of the largest field of view, in µm.
     max_folds
         None: as many folds as groups, or as blocks. Fewer folds than blocks leave some blocks in no fold; a single
@@ -63,10 +62,10 @@ def make_folds(
     ValueError
         Too little is left to train on.
     """
-    names = list(dict.fromkeys(groups))
+    names = list(dict.fromkeys(section.group for section in sections))
     if len(names) == 1:
         some = range(min(N_BLOCKS, max_folds or N_BLOCKS))
-        return [_block_fold(sections, groups, block, patch_um, strict) for block in some]
+        return [_block_fold(sections, block, field_um, strict) for block in some]
     order = (
         np.random.default_rng(seed).permutation(len(names))
         if max_folds and len(names) > max_folds
@@ -77,41 +76,36 @@ def make_folds(
     n_parts = n_folds if n_folds > 1 else min(len(names), N_BLOCKS)
     for part in np.array_split(np.asarray(order), n_parts)[:n_folds]:
         held = {names[i] for i in part}
-        stay = [i for i, group in enumerate(groups) if group not in held]
+        stay = [i for i, section in enumerate(sections) if section.group not in held]
         n_left = sum(int(sections[i].usable.sum()) for i in stay)
-        if n_left < FEWEST:
+        if n_left < SMALLEST:
             raise ValueError(
-                f"Too little tissue without {sorted(held)}: expected at least {FEWEST} spots to train on, found "
+                f"Too little tissue without {sorted(held)}: expected at least {SMALLEST} spots to train on, found "
                 f"{n_left} in {[sections[i].name for i in stay]}. Give larger sections, or join groups."
             )
-        folds.append(
-            Fold(
-                train=[sections[i] for i in stay],
-                train_groups=[groups[i] for i in stay],
-                held_out=[(i, np.arange(s.n_spots)) for i, s in enumerate(sections) if groups[i] in held],
-                name=", ".join(sorted(held)),
-            )
-        )
+        out = [i for i in range(len(sections)) if i not in stay]
+        train, held_out = (tuple((i, np.arange(sections[i].n_spots)) for i in some) for some in (stay, out))
+        folds.append(Fold(", ".join(sorted(held)), train, held_out))
     return folds
 
 
-def _block_fold(sections: Sequence[Section], groups: Sequence[str], block: int, patch_um: float, strict: bool) -> Fold:
+def _block_fold(sections: Sequence[Section], block: int, field_um: float, strict: bool) -> Fold:
     train, held_out, apart = [], [], True
     for i, section in enumerate(sections):
         inside = spatial_blocks(section.xy_um, N_BLOCKS) == block
-        stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, patch_um) & section.usable)
+        stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, field_um) & section.usable)
         if not strict and len(stay) < section.n_spots / 2:
             apart = False
             stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, ANY_GAP) & section.usable)
         if not strict and len(stay) < section.n_spots / 2:
             stay = np.flatnonzero(~inside & section.usable)
         held_out.append((i, np.flatnonzero(inside)))
-        if len(stay) >= FEWEST:
-            train.append(section.keep(stay))
+        if len(stay) >= SMALLEST:
+            train.append((i, stay))
     if not train:
         found = ", ".join(f"{s.name}: {s.n_spots} spots" for s in sections)
         raise ValueError(
-            f"Too little tissue to hold out a block with a margin: fewer than {FEWEST} spots of {found} are left to "
+            f"Too little tissue to hold out a block with a margin: fewer than {SMALLEST} spots of {found} are left to "
             "train on. Give more sections, name at least two groups=, or pass a model trained on other sections."
         )
-    return Fold(train, [groups[0]] * len(train), held_out, f"block {block}", apart)
+    return Fold(f"block {block}", tuple(train), tuple(held_out), apart)

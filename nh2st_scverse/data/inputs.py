@@ -1,0 +1,222 @@
+"""What the model sees of each section: features of its images, or patches for an encoder that is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from nh2st_scverse._constants import FEATURES
+from nh2st_scverse.data.cohort import Cohort, Sample
+from nh2st_scverse.data.feature_cache import FeatureCache
+from nh2st_scverse.data.features import encode_section, look_up
+from nh2st_scverse.data.patches import image_fingerprint, iter_patches
+from nh2st_scverse.data.section import Section
+from nh2st_scverse.data.stain import Restained, colour_map, recolour
+from nh2st_scverse.encoders import Encoder, Precomputed
+from nh2st_scverse.encoders._turned import Turned
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How features are made: everything but the image and the places that they depend on."""
+
+    encoder: Encoder
+    patch_um: float
+    fields: tuple[float, ...] = (1.0,)  # sides of the fields of view of a spot, in patches
+    orientations: int = 1
+    stain: dict[str, Any] | None = None  # the colours that sections take
+
+    def __post_init__(self) -> None:
+        """Features that are there already cannot be turned."""
+        if isinstance(self.encoder, Precomputed) and self.orientations > 1:
+            raise ValueError(
+                f"Expected orientations=1 with encoder {self.encoder.name!r}, found {self.orientations}: its features "
+                "are there already. Average those of turned patches where they are computed."
+            )
+
+    def encoder_for(self, section: Section) -> Encoder:
+        """The encoder as a section needs it: of turned patches, in the colours of the training sections."""
+        used = self.encoder if self.orientations == 1 else Turned(self.encoder, self.orientations)
+        return used if self.stain is None else Restained(used, colour_map(section, self.stain))
+
+    def mark(self, section: Section, encoder: Encoder, names: Sequence[str]) -> str:
+        """Hash of everything that features depend on: encoder, patch geometry, image, where each named spot is."""
+        order = np.argsort(section.geometry.instances, kind="stable")  # the order of the rows does not matter
+        patch = round(self.patch_um, 3), tuple(self.fields)
+        about = (encoder.name, encoder.weights_hash, encoder.input_size, encoder.dim, *patch)
+        digest = hashlib.sha256(repr(about).encode())
+        digest.update(image_fingerprint(section.geometry, order).encode())
+        digest.update(np.round(section.geometry.pixels()[order], 2).tobytes())
+        # rows that were given another spot have other features
+        digest.update(repr([str(names[i]) for i in order]).encode())
+        return digest.hexdigest()[:24]
+
+
+class KeptFeatures:
+    """Features in the tables of a cohort: those that still fit are used, new ones are left for the next call.
+
+    A context: what was encoded inside is written to the tables at its end, also when the user interrupts, but not when
+    something fails.
+
+    Parameters
+    ----------
+    cohort
+        Whose tables.
+    """
+
+    def __init__(self, cohort: Cohort) -> None:
+        self.cohort = cohort
+        self.new: dict[int, _Column] = {}  # by table
+
+    def __enter__(self) -> KeptFeatures:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            for column in self.new.values():
+                column.write(column.table)
+
+    def get(self, sample: Sample, mark: str) -> np.ndarray | None:
+        """Features (n_spots, F) of a section, if they are there and made in the same way."""
+        column = self.new.get(id(sample.table)) or _Column.read(sample.table)
+        if column is None or column.marks.get(sample.section.shapes_key) != mark:
+            return None
+        values = column.values if sample.is_whole_table else column.values[sample.section.rows]
+        # a table that was joined or reindexed may have lost rows
+        return values if np.isfinite(values[sample.section.usable]).all() else None
+
+    def put(self, sample: Sample, mark: str, values: np.ndarray) -> None:
+        """Take note of the features (n_spots, F) of a section."""
+        table, key = sample.table, sample.section.shapes_key
+        if sample.is_whole_table:
+            self.new[id(table)] = _Column(table, {key: mark}, values)  # no copy: they are many
+            return
+        column = self.new.get(id(table)) or _Column.read(table, copy=True)
+        if column is None or column.values.shape[1] != values.shape[1]:
+            column = _Column(table, {}, np.full((table.n_obs, values.shape[1]), np.nan, np.float32))
+        column.values[sample.section.rows] = values
+        column.marks[key] = mark
+        self.new[id(table)] = column
+
+    def copy_to(self, table: AnnData, source: AnnData) -> None:
+        """Leave what is noted of one table in another one with the same rows."""
+        if id(source) in self.new:
+            self.new[id(source)].write(table)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The features in a table, and for each section the mark of how they were made."""
+
+    table: AnnData
+    marks: dict[str, str]
+    values: np.ndarray  # (n_obs, F)
+
+    @classmethod
+    def read(cls, table: AnnData, *, copy: bool = False) -> _Column | None:
+        """What is in a table."""
+        if FEATURES not in table.uns or FEATURES not in table.obsm:
+            return None
+        values = np.array(table.obsm[FEATURES], dtype=np.float32, copy=copy or None)
+        return cls(table, json.loads(table.uns[FEATURES]), values)
+
+    def write(self, table: AnnData) -> None:
+        """Leave it in a table."""
+        table.obsm[FEATURES] = self.values
+        table.uns[FEATURES] = json.dumps(self.marks)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Where features are computed, and where finished batches of them are kept."""
+
+    progress: bool = True
+    cache_dir: str | os.PathLike[str] | None = None
+    client: Any = None
+
+
+_begun: dict[str, np.ndarray] = {}  # by mark: the encoding that was interrupted last, for the same process
+
+HERE = Encoding()
+"""In this process, with a bar; nothing is kept on disk."""
+
+
+def encode(cohort: Cohort, recipe: Recipe, kept: KeptFeatures, how: Encoding = HERE) -> tuple[np.ndarray, ...]:
+    """Features (n_spots, F) float32 of every section, NaN for spots without a usable image.
+
+    Those that are in the tables and still fit are taken from there. With a ``cache_dir`` finished batches are kept
+    there: an interrupted encoding goes on where it stopped. With a ``client`` the workers of a dask cluster encode.
+    """
+    found = []
+    for sample in cohort.samples:
+        section, table = sample.section, sample.table
+        if isinstance(recipe.encoder, Precomputed):
+            found.append(look_up(section, table, sample.sdata.tables, recipe.encoder.key))
+            continue
+        encoder = recipe.encoder_for(section)
+        mark = recipe.mark(section, encoder, table.obs_names[section.rows])
+        features = kept.get(sample, mark)
+        if features is None:
+            cache = None if how.cache_dir is None else _on_disk(section, encoder, recipe, mark, how.cache_dir)
+            begun = _begun.pop(mark, None)
+            if begun is None:
+                begun = np.full((section.n_spots, len(recipe.fields) * encoder.dim), np.nan, dtype=np.float32)
+            _begun.clear()
+            _begun[mark] = begun
+            features = encode_section(
+                section,
+                encoder,
+                patch_um=recipe.patch_um,
+                fields=recipe.fields,
+                progress=how.progress,
+                cache=cache,
+                client=how.client,
+                begun=begun,
+            )
+            _begun.clear()
+        kept.put(sample, mark, features)
+        found.append(features)
+    return tuple(found)
+
+
+def cut_patches(
+    cohort: Cohort, patch_um: float, size_px: int, stain: dict[str, Any] | None = None
+) -> tuple[np.ndarray, ...]:
+    """Patches (n_spots, size_px, size_px, 3) uint8 of every section, for an encoder that is trained."""
+    found = []
+    for section in cohort.sections:
+        patches = np.zeros((section.n_spots, size_px, size_px, 3), dtype=np.uint8)
+        usable = np.flatnonzero(section.usable)
+        for which, cut in iter_patches(section.geometry, usable, size_um=patch_um, size_px=size_px):
+            patches[which] = cut
+        found.append(patches if stain is None else recolour(patches, colour_map(section, stain)))
+    return tuple(found)
+
+
+def _on_disk(
+    section: Section, encoder: Encoder, recipe: Recipe, mark: str, folder: str | os.PathLike[str]
+) -> FeatureCache:
+    return FeatureCache(
+        folder,
+        section=section.name,
+        mark=mark,
+        n_patches=int(section.usable.sum()),
+        n_fields=len(recipe.fields),
+        dim=encoder.dim,
+        about={
+            "section": section.name,
+            "image": section.geometry.image_key,
+            "encoder": encoder.name,
+            "weights": encoder.weights_hash,
+            "patch_um": recipe.patch_um,
+            "fields": list(recipe.fields),
+        },
+    )

@@ -1,0 +1,128 @@
+"""What several tools decide before they begin: the encoder, the recipe of features, how far spots may see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from nh2st_scverse._logging import logger
+from nh2st_scverse._options import Run
+from nh2st_scverse._validators import check_name
+from nh2st_scverse.data.cohort import Cohort
+from nh2st_scverse.data.folds import Fold, Spots, make_folds
+from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patches, encode
+from nh2st_scverse.data.patches import overhang
+from nh2st_scverse.data.section import Section
+from nh2st_scverse.data.stain import fit_reference
+from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse.encoders._base import DEFAULT
+from nh2st_scverse.model import Card
+from nh2st_scverse.nn import Config
+from nh2st_scverse.prediction import check_added, check_free, check_genes, check_size
+from nh2st_scverse.train.data import Data
+
+LEFT_AT_LEAST = 0.7  # of the training spots that are left without a wider field of view: what a wider one must leave
+
+
+def choose_encoder(config: Config, encoder: str | Encoder | None, device: str) -> Encoder:
+    """The encoder given, or that of the preset."""
+    trained = config.name == "paper" and config.fine_tune
+    return get(encoder if encoder is not None else "resnet18" if trained else DEFAULT, device=device)
+
+
+def recipe_for(cohort: Cohort, config: Config, encoder: Encoder, train: Spots | None = None) -> Recipe:
+    """How features are made; with the colours of the training sections (None: of all) where settings ask for it."""
+    stain = None
+    if config.stain != "none":
+        chosen = cohort.sections if train is None else [cohort.sections[i] for i, _ in train]
+        stain = fit_reference(chosen, config.stain)
+    return Recipe(encoder, cohort.patch_um, config.fields, config.orientations, stain)
+
+
+def see(cohort: Cohort, recipe: Recipe, config: Config, kept: KeptFeatures, run: Run) -> tuple[np.ndarray, ...]:
+    """What the model sees of every section: features, or patches for an encoder that is trained."""
+    if config.fine_tune:
+        return cut_patches(cohort, recipe.patch_um, recipe.encoder.input_size, recipe.stain)
+    return encode(cohort, recipe, kept, Encoding(run.progress, run.cache_dir, run.client))
+
+
+def card_for(data: Data, recipe: Recipe, seed: int) -> Card:
+    """What a model that is trained on some sections is made from."""
+    assert data.targets is not None
+    return Card(
+        unit=data.targets.unit,
+        patch_um=recipe.patch_um,
+        spacing_um=float(np.median([section.spacing_um for section in data.sections])),
+        encoder=recipe.encoder.name,
+        encoder_hash=recipe.encoder.weights_hash,
+        encoder_dim=recipe.encoder.dim or data.inputs[0].shape[1],
+        patch_px=recipe.encoder.input_size,
+        stain=recipe.stain,
+        trained_on={section.name: section.group for section in data.sections},
+        seed=seed,
+    )
+
+
+def check_place(
+    sdata: SpatialData, table: AnnData, key: str, table_added: str | None, genes: Sequence[str] | None = None
+) -> None:
+    """Raise ValueError when a prediction (of `genes`, where they are known) cannot be written under its names."""
+    check_name(key, argument="key_added")
+    if table_added is not None:
+        check_name(table_added, argument="table_added")
+        check_added(sdata, table_added, key)
+        return
+    check_size(table)
+    check_free(table, key)
+    if genes is not None:
+        check_genes(genes, table)
+
+
+def rows_of(cohort: Cohort) -> np.ndarray:
+    """Rows of the table of all spots, section by section."""
+    return np.concatenate([section.rows for section in cohort.sections])
+
+
+def border(cohort: Cohort, config: Config) -> np.ndarray:
+    """Whether the widest patch of each spot reaches over the border of the image: (n,) bool."""
+    field_um = cohort.patch_um * max(config.fields)
+    return np.concatenate([overhang(section.geometry, field_um) for section in cohort.sections])
+
+
+def outer_folds(sections: Sequence[Section], config: Config, patch_um: float, seed: int) -> list[Fold]:
+    """Folds that are predicted by models trained without them."""
+    return make_folds(sections, field_um=patch_um * max(config.fields), seed=seed)
+
+
+def fields_that_fit(sections: Sequence[Section], config: Config, patch_um: float, seed: int) -> Config:
+    """Leave out the widest fields of view where their margin round a held-out block takes too much tissue.
+
+    For fields that the user did not choose. Where whole groups are held out there is no margin.
+    """
+    if len({section.group for section in sections}) > 1:
+        return config
+    wanted = config.fields
+    enough = LEFT_AT_LEAST * _fewest_left(sections, replace(config, fields=(min(wanted),)), patch_um, seed)
+    while len(config.fields) > 1 and _fewest_left(sections, config, patch_um, seed) < enough:
+        config = replace(config, fields=tuple(f for f in config.fields if f < max(config.fields)))
+    if config.fields != wanted:
+        logger.info(
+            "Fields of view of %s patches instead of %s: on sections of this size, the margin of wider ones round a "
+            "held-out block takes too much tissue. Several sections in one call are held out whole, without a margin.",
+            config.fields,
+            wanted,
+        )
+    return config
+
+
+def _fewest_left(sections: Sequence[Section], config: Config, patch_um: float, seed: int) -> int:
+    """Spots to train on in the fold that has the fewest."""
+    try:
+        folds = outer_folds(sections, config, patch_um, seed)
+    except ValueError:  # nothing is left
+        return 0
+    return min(sum(len(stay) for _, stay in fold.train) for fold in folds)
