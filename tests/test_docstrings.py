@@ -10,14 +10,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import pytest
-import spatialdata
 from anndata import AnnData
 from spatialdata import SpatialData
 
@@ -67,7 +65,6 @@ def test_examples_and_see_also_are_there(name: str) -> None:
         assert f"{around}.{other}" in NAMES or other in NAMES or pydoc.locate(other), f"there is no {other}"
 
 
-draw = cache(nh.datasets.synthetic)
 KEPT: dict[str, tuple[Any, dict[str, AnnData]]] = {}  # what a call returned, and the tables it left
 
 
@@ -99,11 +96,11 @@ def once(tool: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same calls in less time: a section is drawn once, a model trained once, encoder and network are small."""
+    """The same calls in less time: a model is trained once, and encoder and network are small."""
     mixed = np.random.default_rng(0).normal(size=(6, 1704)).astype(np.float32)
 
     def synthetic(*args: Any, **settings: Any) -> SpatialData:
-        sdata = spatialdata.deepcopy(draw(*args, **settings))
+        sdata = draw(*args, **settings)
         sdata.attrs["drawn"] = repr((args, sorted(settings.items())))
         return sdata
 
@@ -111,7 +108,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         small = patches[:, ::8, ::8] / np.float32(255)
         return np.concatenate([small.mean(axis=(1, 2)), small.std(axis=(1, 2))], axis=1) @ mixed
 
-    preset, small = Config.preset, {"n_members": 1, "embedding": 32, "hidden": 32, "bottleneck": 32}
+    draw, preset, small = (
+        nh.datasets.synthetic,
+        Config.preset,
+        {"n_members": 1, "embedding": 32, "hidden": 32, "bottleneck": 32},
+    )
     monkeypatch.setattr(nh.datasets, "synthetic", synthetic)
     monkeypatch.setattr(nh.encoders.EfficientNetLite0, "__call__", encode)
     monkeypatch.setattr(Config, "preset", lambda name="default", **changes: preset(name, **small | changes))

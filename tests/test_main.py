@@ -9,14 +9,16 @@ import pytest
 import spatialdata as sd
 from PIL import Image
 
+import nh2st_scverse as nh
 from nh2st_scverse.__main__ import main
 
 
 @pytest.mark.slow
 def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "out"
-    for _ in range(2):  # a second run replaces the first
-        assert main(["--folder", str(folder), "--width", "1800", "--epochs", "5"]) == folder
+    nh.datasets.synthetic(width_um=800).write(folder / "section.zarr")  # of an earlier run, which this one replaces
+    (folder / "gene_scores.csv").write_text("old")
+    assert main(["--folder", str(folder), "--width", "1800", "--epochs", "5"]) == folder
 
     printed = capsys.readouterr().out
     written = {path.name for path in folder.iterdir()}
