@@ -5,13 +5,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small arrays: on a shared machine several threads wait for each other
 
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
-import spatialdata
 import torch
 from spatialdata import SpatialData
 
@@ -43,7 +43,7 @@ def _sections_are_drawn_once() -> Iterator[None]:
         key = repr((args, sorted(settings.items())))  # not the values: True is no 1
         if key not in drawn:
             drawn[key] = draw(*args, **settings)
-        return spatialdata.deepcopy(drawn[key])
+        return deepcopy(drawn[key])  # the lazy pixels, which nobody can change, are shared
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nh.datasets, "synthetic", synthetic)
