@@ -165,26 +165,35 @@ def encode(cohort: Cohort, recipe: Recipe, kept: KeptFeatures, how: Encoding = H
         mark = recipe.mark(section, encoder, table.obs_names[section.rows])
         features = kept.get(sample, mark)
         if features is None:
-            cache = None if how.cache_dir is None else _on_disk(section, encoder, recipe, mark, how.cache_dir)
-            begun = _begun.pop(mark, None)
-            if begun is None:
-                begun = np.full((section.n_spots, len(recipe.fields) * encoder.dim), np.nan, dtype=np.float32)
-            _begun.clear()
-            _begun[mark] = begun
-            features = encode_section(
-                section,
-                encoder,
-                patch_um=recipe.patch_um,
-                fields=recipe.fields,
-                progress=how.progress,
-                cache=cache,
-                client=how.client,
-                begun=begun,
-            )
-            _begun.clear()
+            features = _encode(section, encoder, recipe, mark, how)
         kept.put(sample, mark, features)
         found.append(features)
     return tuple(found)
+
+
+def _encode(section: Section, encoder: Encoder, recipe: Recipe, mark: str, how: Encoding) -> np.ndarray:
+    """Encode one section; what an interruption leaves is kept, on disk or in this process."""
+    features = _begun.pop(mark, None)
+    if features is None:
+        features = np.full((section.n_spots, len(recipe.fields) * encoder.dim), np.nan, dtype=np.float32)
+    _begun.clear()
+    try:
+        return encode_section(
+            section,
+            encoder,
+            patch_um=recipe.patch_um,
+            fields=recipe.fields,
+            progress=how.progress,
+            cache=None if how.cache_dir is None else _on_disk(section, encoder, recipe, mark, how.cache_dir),
+            client=how.client,
+            begun=features,
+        )
+    except KeyboardInterrupt:
+        _begun[mark] = features
+        where = "in this session" if how.cache_dir is None else f"in {how.cache_dir}"
+        raise KeyboardInterrupt(  # without the frames of the encoder
+            f"Encoding of {section.name!r} was interrupted; what is done is kept {where}: the same call goes on with it."
+        ) from None
 
 
 def cut_patches(
