@@ -50,7 +50,7 @@ class Prediction:
     @cached_property
     def described(self) -> dict[str, Any]:
         """Settings, training sections and versions; empty where they are not known."""
-        return dict(json.loads(str(self.about["json"]))) if "json" in self.about else {}
+        return _described(self.about)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -64,7 +64,16 @@ class Prediction:
 
     def of(self, genes: Sequence[str]) -> np.ndarray:
         """Values of some genes: (n, len(genes))."""
-        return self.values[:, pd.Index(self.genes).get_indexer(list(genes))]
+        return self.values[:, self.at(genes)]
+
+    def at(self, genes: Sequence[str]) -> np.ndarray:
+        """Positions of some genes."""
+        return np.asarray(pd.Index(self.genes).get_indexer(list(genes)))
+
+    def ceiling(self) -> np.ndarray:
+        """Noise ceiling of the genes (G,), NaN where tl.evaluate did not tell."""
+        known = self.evaluated is not None and "ceiling" in self.evaluated
+        return self.evaluated["ceiling"].to_numpy() if known else _unknown(len(self.genes))  # type: ignore[index]
 
 
 # --- before any work ---
@@ -258,6 +267,13 @@ def read(table: AnnData, key: str = KEY) -> Prediction:
         evaluated=pd.DataFrame(known, index=pd.Index(var.index.astype(str), name="gene")) if known else None,
         moran=moran.astype({"section": str, "gene": str}) if _is_moran(moran) else None,
     )
+
+
+def provenance(table: AnnData, key: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Where a prediction comes from, and the settings of its model; both empty where that is not known."""
+    about = table.uns.get(key)
+    about = about if _is_record(about) else {}
+    return about, dict(_described(about).get("config", {}))
 
 
 def written(table: AnnData, key: str) -> set[Place]:
@@ -514,6 +530,10 @@ def _tell(table: AnnData, rows: np.ndarray, prediction: Prediction, keys: Keys, 
 
 def _is_record(about: Any) -> bool:
     return isinstance(about, Mapping) and "unit" in about
+
+
+def _described(about: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(str(about["json"]))) if "json" in about else {}
 
 
 def _has_record(table: AnnData, key: str) -> bool:

@@ -68,32 +68,43 @@ def _row_sums(x: Any, base: float | None) -> np.ndarray:
     return np.asarray(x.sum(axis=1)).ravel()
 
 
-def measured_in(
-    adata: AnnData, layer: str | None, rows: np.ndarray, columns: np.ndarray, unit: str
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Measured values of some spots and genes in a wanted unit, as far as the table allows.
+@dataclass(frozen=True)
+class Measured:
+    """Measured values of n spots and G genes, read when they are asked for."""
 
-    Returns
-    -------
-    The values (len(rows), len(columns)) float32; whether each spot has any counts, (len(rows),) bool; and the unit they
-    are in: the wanted one, or another where there is no way from the table to it.
-    """
+    unit: str  # the wanted one, or another where there is no way from the table to it
+    counted: np.ndarray  # (n,) bool: the spot has any counts
+    as_stored: Any  # (n, G) of the table
+    library: np.ndarray  # (n,) sum over all genes of the table
+    found: Unit | None  # unit of the table
+    wanted: Unit | None
+
+    def values(self, columns: Any = slice(None)) -> np.ndarray:
+        """Values of some of the genes, (n, G) float32 in `unit`."""
+        values = to_dense(self.as_stored[:, columns])
+        if self.found is None or self.wanted is None or self.found == self.wanted:
+            return values
+        return _convert(values, self.found, self.wanted, self.library)
+
+
+def measure(
+    adata: AnnData, layer: str | None, columns: np.ndarray, unit: str, rows: np.ndarray | None = None
+) -> Measured:
+    """Measured values of some genes and spots (None: all) in a wanted unit, as far as the table allows."""
     x = matrix(adata, layer)
-    x = x.tocsr() if sp.issparse(x) else x
-    chosen = x[rows]
-    counted = np.asarray(chosen.sum(axis=1)).ravel() > 0
-    values = to_dense(chosen[:, columns])
     found, wanted = unit_of(x), Unit.parse(unit)
+    if rows is not None and not np.array_equal(rows, np.arange(x.shape[0])):
+        x = x[rows]
+    library = np.asarray(x.sum(axis=1), dtype=np.float64).ravel()
+    x = x[:, columns].tocsc() if sp.issparse(x) else x[:, columns]
     if found is None:  # logarithms of some kind
-        return values, counted, unit if wanted is None else UNKNOWN_LOGS
-    if wanted is None:
-        if unit == UNKNOWN_LOGS and found.base is not None:
-            return values, counted, unit  # an earlier version did not say which
-        wanted = Unit.parse(LOG_UNIT)
-        assert wanted is not None
-    if found != wanted:
-        values = _convert(values, found, wanted, np.asarray(chosen.sum(axis=1), dtype=np.float64).ravel())
-    return values, counted, str(wanted)
+        told = unit if wanted is None else UNKNOWN_LOGS
+    elif wanted is None and unit == UNKNOWN_LOGS and found.base is not None:
+        told = unit  # an earlier version did not say which
+    else:
+        wanted = wanted or Unit.parse(LOG_UNIT)
+        told = str(wanted)
+    return Measured(told, library > 0, x, library, found, wanted)
 
 
 def _convert(values: np.ndarray, found: Unit, wanted: Unit, library: np.ndarray) -> np.ndarray:

@@ -10,24 +10,18 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from spatialdata import SpatialData
 
-from nh2st_scverse._constants import FEATURES, KEY, LOG_UNIT
+from nh2st_scverse._constants import FEATURES, KEY
+from nh2st_scverse._keys import Keys
 from nh2st_scverse._options import Elements
 from nh2st_scverse._validators import check_one_of
-from nh2st_scverse.data.expression import is_logged, log_normalise, matrix, to_dense
 from nh2st_scverse.data.section import locate_sections
-from nh2st_scverse.pl._expression import (
-    choose_genes,
-    colour_limits,
-    find_prediction,
-    predicted_genes,
-    predicted_values,
-    unit_of,
-)
+from nh2st_scverse.data.units import Measured, measure
+from nh2st_scverse.pl._expression import choose_genes, colour_limits
 from nh2st_scverse.pl._figure import Picture, draw_ready
 from nh2st_scverse.pl._neighbourhood import Around, look_around, what_the_model_saw
+from nh2st_scverse.prediction import find_prediction, read
 from nh2st_scverse.train.tensors import section_features
 
 if TYPE_CHECKING:
@@ -121,7 +115,7 @@ def explore(
         check_one_of(name, list(mpl.colormaps), argument="cmap")
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel)
     shown = Shown(sdata, elements, key=key, layer=layer, shared=shared, cmap=cmap, uncertainty_cmap=uncertainty_cmap)
-    (first,) = choose_genes(shown.table, key, gene)[:1]
+    (first,) = choose_genes(shown.table, shown.prediction, key, gene)[:1]
     return Explorer(shown, first)
 
 
@@ -157,35 +151,24 @@ class Shown:
         self.table = sdata.tables[found]
         self.sections = {section.name: section for section in sections}
         self.rows = np.concatenate([section.rows for section in sections])  # all that is shown
-        self.unit = unit_of(self.table, key)
+        self.prediction = read(self.table, key)
+        self.unit = self.prediction.unit
         self.cmaps = {"measured": cmap, "predicted": cmap, "standard deviation": uncertainty_cmap}
         self.patch_um, self._standardise, self._n_similar = what_the_model_saw(self.table, key, sections)
         self._pictures: dict[str, Picture] = {}
         self._features: dict[str, np.ndarray] = {}
-        self.columns = predicted_genes(self.table, key)  # (P,) positions of the panel in the table
-        self.has_measured = key in self.table.layers
-        self.has_spread = f"{key}_std" in self.table.layers
-        self.measured_unit = self.unit
-        if self.has_measured:
-            x = matrix(self.table, layer)
-            self._logged = is_logged(x)
-            self._library = np.asarray(x.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-            self._counts = x.tocsr()[:, self.columns].tocsc() if sp.issparse(x) else x[:, self.columns]
-            # a prediction in a unit of its own, beside measured counts, cannot share their scale
-            same_unit = self._logged or self.unit == LOG_UNIT
-            self.measured_unit = self.unit if same_unit else LOG_UNIT
-            shared = shared and same_unit
+        self._measured: Measured | None = None
+        if Keys(key).layer in self.table.layers:  # X has something else: what was measured
+            columns = self.table.var_names.get_indexer(self.prediction.genes)
+            self._measured = measure(self.table, layer, columns, self.unit)
+            shared = shared and self._measured.unit == self.unit  # others cannot share the scale
         self.shared = shared
 
     @cached_property
     def genes(self) -> pd.DataFrame:
         """The panel: held-out correlation ``r``, its ``ceiling``, and the ``share`` of it; NaN where not known."""
-        var = self.table.var.iloc[self.columns]
-        known = {
-            name: var[column].to_numpy(dtype=float) if column in var else np.full(len(var), np.nan)
-            for name, column in {"r": f"{self.key}_pearson", "ceiling": f"{self.key}_ceiling"}.items()
-        }
-        genes = pd.DataFrame(known, index=var.index.astype(str))
+        known = {"r": self.prediction.pearson, "ceiling": self.prediction.ceiling()}
+        genes = pd.DataFrame(known, index=pd.Index(self.prediction.genes))
         genes["share"] = (genes["r"] / genes["ceiling"].where(genes["ceiling"] > 0)).clip(-1, 1)
         return genes
 
@@ -206,14 +189,15 @@ class Shown:
 
     def maps(self, section: str, gene: str) -> list[Map]:
         """One gene in one section: measured, predicted and standard deviation, as far as there are any."""
-        values = {"predicted": predicted_values(self.table, self.key, [gene])[:, 0]}
-        if self.has_measured:
-            values = {"measured": self._measured(gene)} | values
-        if self.has_spread:
-            column = self.table.layers[f"{self.key}_std"][:, [self.table.var_names.get_loc(gene)]]
-            values["standard deviation"] = to_dense(column)[:, 0]
+        (at,) = self.prediction.at([gene])
+        values, units = {"predicted": self.prediction.values[:, at]}, {}
+        if self._measured is not None:
+            values = {"measured": self._measured.values([at])[:, 0]} | values
+            units["measured"] = self._measured.unit
+        if self.prediction.std is not None:
+            values["standard deviation"] = self.prediction.std[:, at]
         limits = {name: colour_limits([array[self.rows]], None, None) for name, array in values.items()}
-        if self.shared and self.has_measured:
+        if self.shared and self._measured is not None:
             both = colour_limits([values[name][self.rows] for name in ("measured", "predicted")], None, None)
             limits |= {"measured": both, "predicted": both}
         rows = self.sections[section].rows
@@ -223,7 +207,7 @@ class Shown:
                 np.ascontiguousarray(array[rows], dtype=np.float32),
                 limits[name],
                 self.cmaps[name],
-                self.measured_unit if name == "measured" else self.unit,
+                units.get(name, self.unit),
             )
             for name, array in values.items()
         ]
@@ -234,12 +218,6 @@ class Shown:
         if np.isnan(r):
             return "not scored on held-out tissue"
         return f"r = {r:.2f} on held-out tissue" + ("" if np.isnan(ceiling) else f", of {ceiling:.2f} possible")
-
-    def _measured(self, gene: str) -> np.ndarray:
-        shown = to_dense(self._counts[:, [self.genes.index.get_loc(gene)]])  # (n_spots, 1)
-        if self._logged:
-            return shown[:, 0]
-        return log_normalise(np.hstack([shown, self._library - shown]))[:, 0]
 
     def around(self, section: str, at: int) -> Around:
         """What the model was shown of a spot; hyperedges where the table has features."""
@@ -252,12 +230,11 @@ class Shown:
     def markers(self, row: int) -> list[tuple[str, float]]:
         """Genes predicted highest in a spot against the others, in standard deviations."""
         mean, spread = self._spread_of_genes
-        layer = self.table.layers.get(self.key, self.table.X)
-        z = (to_dense(layer[[row]][:, self.columns])[0] - mean) / spread
+        z = (self.prediction.values[row] - mean) / spread
         best = np.argsort(-np.nan_to_num(z, nan=-np.inf), kind="stable")[:N_MARKERS]
         return [(str(self.genes.index[i]), float(z[i])) for i in best if z[i] > 0]
 
     @cached_property
     def _spread_of_genes(self) -> tuple[np.ndarray, np.ndarray]:
-        values = to_dense(self.table.layers.get(self.key, self.table.X)[self.rows])[:, self.columns]
+        values = self.prediction.values[self.rows]
         return np.nanmean(values, axis=0), np.nanstd(values, axis=0) + 1e-6

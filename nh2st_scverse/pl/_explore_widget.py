@@ -105,7 +105,7 @@ class Explorer(widgets.VBox):
 
     @traitlets.validate("gene")
     def _known_gene(self, proposal: Any) -> str:
-        return choose_genes(self.shown.table, self.shown.key, proposal["value"])[0]
+        return choose_genes(self.shown.table, self.shown.prediction, self.shown.key, proposal["value"])[0]
 
     @traitlets.validate("section")
     def _known_section(self, proposal: Any) -> str:
@@ -273,11 +273,11 @@ class Explorer(widgets.VBox):
             (one.name, f"{one.values[at]:.2f}" if np.isfinite(one.values[at]) else "not known")
             for one in shown.maps(self.section, self.gene)
         ]
-        obs = shown.table.obs.iloc[row]
-        if f"{shown.key}_novelty" in obs and np.isfinite(obs[f"{shown.key}_novelty"]):
-            strange = " (unlike the training tissue)" if obs[f"{shown.key}_novelty"] > 1 else ""
-            facts.append(("novelty", f"{obs[f'{shown.key}_novelty']:.2f}{strange}"))
-        if obs.get(f"{shown.key}_border", False):
+        novelty, border = shown.prediction.novelty, shown.prediction.border
+        if novelty is not None and np.isfinite(novelty[row]):
+            strange = " (unlike the training tissue)" if novelty[row] > 1 else ""
+            facts.append(("novelty", f"{novelty[row]:.2f}{strange}"))
+        if border is not None and border[row]:
             facts.append(("border", "its patch reaches over the border of the image"))
         if not shown.sections[self.section].usable[at]:
             facts.append(("patch", "none: the spot lies outside the image"))

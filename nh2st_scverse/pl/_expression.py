@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import scipy.sparse as sp
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection
@@ -17,9 +15,9 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.image import AxesImage
 from spatialdata import SpatialData
 
-from nh2st_scverse._constants import KEY, LOG_UNIT
+from nh2st_scverse._constants import KEY
 from nh2st_scverse._validators import check_positive
-from nh2st_scverse.data.expression import is_logged, log_normalise, matrix, to_dense
+from nh2st_scverse.data.units import measure
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
     Picture,
@@ -32,7 +30,7 @@ from nh2st_scverse.pl._figure import (
     section_title,
     tissue_panels,
 )
-from nh2st_scverse.prediction import find_prediction
+from nh2st_scverse.prediction import Prediction, find_prediction, read
 
 N_DEFAULT = 4  # genes when none are named
 QUANTILES = (0.02, 0.98)  # between which the colours run: a few spots with very many counts do not flatten the rest
@@ -79,8 +77,8 @@ def expression(
     key
         Name under which the predictions were written.
     layer
-        Layer with the counts that are drawn as measured; None means X. They are brought to ``log1p`` of counts per ten
-        thousand, the unit of the prediction; logarithms are used as they are.
+        Layer with the counts that are drawn as measured; None means X. They are brought to the unit of the prediction,
+        ``log1p`` of counts per ten thousand by default, as far as they tell their own.
     table_key
         Table with the predictions. None: the only one that has them.
     shapes_key
@@ -134,15 +132,15 @@ def expression(
     check_positive(size, argument="size")
     table_key = find_prediction(sdata, key, table_key, recorded=False)
     table = sdata.tables[table_key]
-    panel = choose_genes(table, key, genes)
-    predicted = predicted_values(table, key, panel)  # (n_spots, G)
-    unit = unit_of(table, key)
+    prediction = read(table, key)
+    panel = choose_genes(table, prediction, key, genes)
+    predicted, unit = prediction.of(panel), prediction.unit  # (n_spots, G)
     columns: list[tuple[str, np.ndarray, str]] = [("predicted", predicted, unit)]
     if key in table.layers:
-        measured, logged = measured_values(table, layer, panel)
-        # a prediction in a unit of its own, beside measured counts, cannot share their scale
-        same_unit = logged or unit == LOG_UNIT
-        columns.insert(0, ("measured", measured, unit if same_unit else LOG_UNIT))
+        beside = measure(table, layer, table.var_names.get_indexer(panel), unit)
+        measured = beside.values()
+        same_unit = beside.unit == unit  # others cannot share the scale
+        columns.insert(0, ("measured", measured, beside.unit))
         shared = shared and same_unit
     if difference and not (len(columns) == 2 and same_unit):
         raise ValueError(
@@ -177,7 +175,7 @@ def expression(
             draw_title(ax[0], f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
             for i, (title, array, bar_label) in enumerate(columns):
                 last = i == len(columns) - 1
-                text = f"{gene}  {title}" if not last else f"{gene}  {title}{score_text(table, key, gene)}"
+                text = f"{gene}  {title}" if not last else f"{gene}  {title}{score_text(prediction, gene)}"
                 spots = draw_values(ax[i + 1], picture, array[picture.rows, g], text, limits[i], colours, size)
                 if last or not shared:
                     draw_colour_bar(ax[i + 1], spots, np.concatenate(values if shared else [values[i]]), bar_label)
@@ -219,14 +217,12 @@ def draw_colour_bar(ax: Axes, spots: Collection | AxesImage, values: np.ndarray,
     bar.outline.set_visible(False)  # type: ignore[operator]
 
 
-def choose_genes(table: AnnData, key: str, genes: str | Sequence[str] | None) -> list[str]:
-    known = np.isin(np.arange(table.n_vars), predicted_genes(table, key))
+def choose_genes(table: AnnData, prediction: Prediction, key: str, genes: str | Sequence[str] | None) -> list[str]:
+    """Genes to draw: those named, or the ones with the highest held-out correlation."""
     names = table.var_names.to_numpy(dtype=str)
     if genes is None:
-        score = table.var.get(f"{key}_pearson")
-        score = np.zeros(len(names)) if score is None else score.to_numpy(dtype=float)
-        order = np.argsort(-np.where(known & ~np.isnan(score), score, -np.inf), kind="stable")
-        return [str(name) for name in names[order[known[order]]][:N_DEFAULT]]
+        order = np.argsort(-np.nan_to_num(prediction.pearson, nan=-np.inf), kind="stable")
+        return [prediction.genes[i] for i in order[:N_DEFAULT]]
     panel = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     if not panel:
         raise ValueError("Expected one or more genes, found an empty list. genes=None draws the best ones.")
@@ -236,22 +232,16 @@ def choose_genes(table: AnnData, key: str, genes: str | Sequence[str] | None) ->
         hint = "; ".join(f"{gene!r}: did you mean {found}?" for gene, found in close.items() if found)
         examples = f"It has {len(names)} genes, e.g. {[str(n) for n in names[:5]]}."
         raise KeyError(f"Genes {missing} are not in the table. {hint or examples}")
-    unpredicted = [gene for gene in panel if not known[names == gene].all()]
+    predicted = list(prediction.genes)
+    unpredicted = [gene for gene in panel if gene not in set(predicted)]
     if unpredicted:
         raise ValueError(
-            f"Genes {unpredicted} are measured but not predicted under {key!r}: the panel has {int(known.sum())} of "
-            f"{len(names)} genes, e.g. {[str(n) for n in names[known][:5]]} (all of them: "
+            f"Genes {unpredicted} are measured but not predicted under {key!r}: the panel has {len(predicted)} of "
+            f"{len(names)} genes, e.g. {predicted[:5]} (all of them: "
             f"table.var_names[table.var[{key!r}]]). To predict others pass genes= to nh.tl.predict_expression or "
             "nh.tl.train."
         )
     return panel
-
-
-def predicted_genes(table: AnnData, key: str) -> np.ndarray:
-    """Positions in the table of the genes that were predicted."""
-    if key in table.var:
-        return np.flatnonzero(table.var[key].to_numpy(dtype=bool))
-    return np.flatnonzero(~np.isnan(to_dense(_prediction(table, key))).all(axis=0))
 
 
 def close_names(gene: str, names: np.ndarray) -> list[str]:
@@ -260,36 +250,10 @@ def close_names(gene: str, names: np.ndarray) -> list[str]:
     return [lower[match] for match in difflib.get_close_matches(gene.lower(), lower, n=3, cutoff=0.6)]
 
 
-def _prediction(table: AnnData, key: str) -> Any:
-    return table.layers.get(key, table.X)
-
-
-def predicted_values(table: AnnData, key: str, panel: list[str]) -> np.ndarray:
-    return to_dense(_prediction(table, key)[:, table.var_names.get_indexer(panel)])
-
-
-def measured_values(table: AnnData, layer: str | None, panel: list[str]) -> tuple[np.ndarray, bool]:
-    """As :func:`nh2st_scverse.data.expression.measured`, without a dense copy of all genes; and if it was logged."""
-    x = matrix(table, layer)
-    x = x.tocsr() if sp.issparse(x) else x
-    shown = to_dense(x[:, table.var_names.get_indexer(panel)])  # (n_spots, G)
-    if is_logged(x):
-        return shown, True
-    library = np.asarray(x.sum(axis=1), dtype=np.float64).reshape(-1, 1)
-    return log_normalise(np.hstack([shown, library - shown.sum(axis=1, keepdims=True)]))[:, :-1], False
-
-
-def unit_of(table: AnnData, key: str) -> str:
-    about: Any = table.uns.get(key)
-    return str(about.get("unit", LOG_UNIT)) if isinstance(about, Mapping) else LOG_UNIT
-
-
-def score_text(table: AnnData, key: str, gene: str) -> str:
+def score_text(prediction: Prediction, gene: str) -> str:
     """Correlation of a gene on held-out tissue, and its noise ceiling when it is known."""
-    r, ceiling = (
-        float(table.var.loc[gene, name]) if name in table.var else np.nan
-        for name in (f"{key}_pearson", f"{key}_ceiling")
-    )
+    (at,) = prediction.at([gene])
+    r, ceiling = prediction.pearson[at], prediction.ceiling()[at]
     if np.isnan(r):
         return ""
     return f"  r = {r:.2f}" + ("" if np.isnan(ceiling) else f" of {ceiling:.2f}")

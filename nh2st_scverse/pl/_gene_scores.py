@@ -14,7 +14,8 @@ from sklearn.isotonic import isotonic_regression
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
-from nh2st_scverse.pl._expression import find_prediction
+from nh2st_scverse._keys import Keys
+from nh2st_scverse.pl._expression import find_prediction, read
 from nh2st_scverse.pl._figure import finish, text_inches
 
 COLOUR, CEILING_COLOUR = "#1f6f8b", "#a6a6a6"
@@ -41,7 +42,8 @@ def gene_scores(
     ----------
     data
         Object or table with predictions, or the result of :func:`nh2st_scverse.tl.evaluate`: a frame indexed by gene
-        with the column ``pearson`` and perhaps ``ceiling``. Ceilings of a table are those that ``evaluate`` wrote.
+        with the column ``pearson`` and perhaps ``ceiling``. Of a table the correlations are those on tissue that the
+        predictor never saw, ``var["nh2st_pearson"]``, and the ceilings those that ``evaluate`` wrote.
     key
         Name under which the predictions were written.
     n_top
@@ -82,7 +84,7 @@ def gene_scores(
     """
     if n_top < 0:
         raise ValueError(f"Expected n_top of 0 or more, found {n_top}.")
-    scores = _scores(data, key, table_key)
+    scores, kind = _scores(data, key, table_key)
     if ax is None:
         fig, ax = plt.subplots(figsize=figsize or (7.5, 4.2), dpi=dpi, layout="constrained")
     else:
@@ -93,7 +95,7 @@ def gene_scores(
     if scores["ceiling"].notna().any():
         label = f"noise ceiling (mean {scores['ceiling'].mean():.2f})"
         ax.scatter(rank, scores["ceiling"], s=14, marker="_", color=CEILING_COLOUR, linewidths=1.2, label=label)
-    ax.scatter(rank, scores["pearson"], s=14, color=COLOUR, linewidths=0, label="held-out correlation", zorder=3)
+    ax.scatter(rank, scores["pearson"], s=14, color=COLOUR, linewidths=0, label=kind, zorder=3)
     across = [0.5, n + 0.5]
     ax.plot(across, [mean, mean], color=COLOUR, ls="--", lw=1, label=f"mean of {n} genes: {mean:.2f}", zorder=1)
     if float(scores["pearson"].min()) < 0:
@@ -124,31 +126,32 @@ def gene_scores(
     return ax if return_ax else None
 
 
-def _scores(data: SpatialData | AnnData | pd.DataFrame, key: str, table_key: str | None) -> pd.DataFrame:
-    """Columns pearson and ceiling of the genes that have a correlation, best first."""
+def _scores(data: SpatialData | AnnData | pd.DataFrame, key: str, table_key: str | None) -> tuple[pd.DataFrame, str]:
+    """Columns pearson and ceiling of the genes that have a correlation, best first, and what kind of correlation."""
+    kind = "held-out correlation"
     if isinstance(data, pd.DataFrame):
-        frame, pearson, ceiling = data, "pearson", "ceiling"
+        if "pearson" not in data:
+            raise KeyError(
+                f"Expected a column 'pearson' of correlations, found {[str(c) for c in data.columns]}. Make it with "
+                "nh.tl.predict_expression(sdata), or pass the result of nh.tl.evaluate(sdata)."
+            )
+        known = {name: data[name].astype(float) if name in data else np.nan for name in ("pearson", "ceiling")}
+        scores, where = pd.DataFrame(known, index=data.index), "column 'pearson'"
+        kind = "correlation on training tissue" if data.attrs.get("in_sample") else kind
     else:
-        if not isinstance(data, AnnData):
-            table_key = find_prediction(data, key, table_key, recorded=False)
-            data = data.tables[table_key]
-        frame, pearson, ceiling = data.var, f"{key}_pearson", f"{key}_ceiling"
-    if pearson not in frame:
-        raise KeyError(
-            f"Expected a column {pearson!r} of correlations, found {[str(c) for c in frame.columns]}. "
-            "Make it with nh.tl.predict_expression(sdata), or pass the result of nh.tl.evaluate(sdata)."
-        )
-    scores = pd.DataFrame(
-        {
-            "pearson": frame[pearson].astype(float),
-            "ceiling": frame[ceiling].astype(float) if ceiling in frame else np.nan,
-        },
-        index=frame.index,
-    )
+        table = data
+        if not isinstance(table, AnnData):
+            table = data.tables[find_prediction(data, key, table_key, recorded=False)]
+        prediction = read(table, key)
+        known = {"pearson": prediction.pearson, "ceiling": prediction.ceiling()}
+        scores, where = pd.DataFrame(known, index=pd.Index(prediction.genes)), f"var[{Keys(key).pearson!r}]"
     scores = scores[scores["pearson"].notna()].sort_values("pearson", ascending=False, kind="stable")
     if scores.empty:
-        raise ValueError(f"Expected correlations in column {pearson!r}, found NaN for every gene.")
-    return scores
+        raise ValueError(
+            f"Expected correlations in {where}, found NaN for every gene. Pass the result of nh.tl.evaluate(sdata) to "
+            "draw how well they fit what is measured here."
+        )
+    return scores, kind
 
 
 def name_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: list[str], *, at: float, side: str) -> None:

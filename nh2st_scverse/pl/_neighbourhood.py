@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from nh2st_scverse.data.section import Section, choose_table, locate_sections
 from nh2st_scverse.model import NH2ST, check_context
 from nh2st_scverse.nn import incidence
 from nh2st_scverse.pl._figure import finish
+from nh2st_scverse.prediction import provenance
 from nh2st_scverse.train.tensors import section_features
 
 PATCH_PX = 160
@@ -160,8 +160,7 @@ class Around:
 
 def what_the_model_saw(table: AnnData, key: str, sections: list[Section]) -> tuple[float, bool, int]:
     """Side of a patch in µm, whether features were standardised by section, and patches that a hyperedge joins."""
-    about = table.uns.get(key, {})
-    config = json.loads(about["json"])["config"] if "json" in about else {}
+    about, config = provenance(table, key)
     patch_um = float(about["patch_um"]) if "patch_um" in about else patch_size(sections)
     return patch_um, config.get("standardise", "section") == "section", int(config.get("n_similar", 3))
 

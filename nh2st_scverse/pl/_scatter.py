@@ -13,15 +13,10 @@ from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._validators import check_positive
-from nh2st_scverse.pl._expression import (
-    choose_genes,
-    find_prediction,
-    measured_values,
-    predicted_values,
-    score_text,
-    unit_of,
-)
+from nh2st_scverse.data.units import measure
+from nh2st_scverse.pl._expression import choose_genes, score_text
 from nh2st_scverse.pl._figure import draw_title, finish
+from nh2st_scverse.prediction import find_prediction, read
 
 N_COLUMNS = 4
 PANEL_INCHES = 2.6
@@ -105,9 +100,11 @@ def scatter(
             f"Expected measured beside predicted expression, found a table that holds predictions only ({key!r} is in "
             "X). Predict into a table with counts: nh.tl.predict_expression(sdata) without table_added=."
         )
-    panel = choose_genes(table, key, genes)
-    predicted = predicted_values(table, key, panel)  # (n_spots, G)
-    measured, _ = measured_values(table, layer, panel)
+    prediction = read(table, key)
+    panel = choose_genes(table, prediction, key, genes)
+    predicted = prediction.of(panel)  # (n_spots, G)
+    beside = measure(table, layer, table.var_names.get_indexer(panel), prediction.unit)
+    measured = beside.values()
     regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
     names = list(dict.fromkeys(regions))
     palette = plt.get_cmap("tab10" if len(names) <= MOST_COLOURS else "tab20").colors  # type: ignore[attr-defined]
@@ -128,11 +125,11 @@ def scatter(
     colours = np.array([palette[names.index(region) % len(palette)] for region in regions])
     for g, (ax, gene) in enumerate(zip(axes, panel, strict=False)):
         _draw(ax, measured[order, g], predicted[order, g], colours[order], dot)
-        draw_title(ax, f"{gene}{score_text(table, key, gene)}", inches=PANEL_INCHES - 0.2, fontsize="medium")
+        draw_title(ax, f"{gene}{score_text(prediction, gene)}", inches=PANEL_INCHES - 0.2, fontsize="medium")
     for ax in axes[len(panel) :]:
         ax.set_axis_off()
-    fig.supxlabel(f"measured, {unit_of(table, key)}", fontsize="medium")
-    fig.supylabel("predicted", fontsize="medium")
+    fig.supxlabel(f"measured, {beside.unit}", fontsize="medium")
+    fig.supylabel("predicted" + ("" if beside.unit == prediction.unit else f", {prediction.unit}"), fontsize="medium")
     if len(names) > 1:
         handles = [
             plt.Line2D(

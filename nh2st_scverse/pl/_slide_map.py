@@ -15,15 +15,7 @@ from spatialdata import SpatialData
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.geometry import is_hexagonal, spot_spacing
-from nh2st_scverse.pl._expression import (
-    choose_genes,
-    colour_limits,
-    draw_colour_bar,
-    find_prediction,
-    predicted_values,
-    score_text,
-    unit_of,
-)
+from nh2st_scverse.pl._expression import choose_genes, colour_limits, draw_colour_bar, score_text
 from nh2st_scverse.pl._figure import (
     FAINTNESS,
     LONGEST_PX,
@@ -37,6 +29,7 @@ from nh2st_scverse.pl._figure import (
     section_title,
     tissue_panels,
 )
+from nh2st_scverse.prediction import find_prediction, read
 
 N_COLUMNS = 4
 REACH = 0.59  # from the centre of a hexagon to its corner, in distances of adjacent places, and a little against gaps
@@ -139,11 +132,11 @@ def slide_map(
         raise ValueError(f"Expected ncols to be a whole number above 0, found {ncols!r}.")
     table_key = find_prediction(sdata, key, table_key, recorded=False)
     table = sdata.tables[table_key]
-    panel = choose_genes(table, key, genes)
+    prediction = read(table, key)
+    panel = choose_genes(table, prediction, key, genes)
     if genes is None:
         panel = panel[: max(1, ncols - image)]
-    unit = unit_of(table, key)
-    predicted = predicted_values(table, key, panel)  # (n_places, G)
+    predicted, unit = prediction.of(panel), prediction.unit  # (n_places, G)
     drawn = pictures(
         sdata, table_key=table_key, shapes_key=shapes_key, image_key=image_key, microns_per_pixel=microns_per_pixel
     )
@@ -170,7 +163,7 @@ def slide_map(
         for g, (ax, gene) in enumerate(zip(row[image:], panel, strict=True)):
             values = predicted[picture.rows, g]
             _draw_map(ax, picture, place, values, limits[g], colours, alpha)
-            draw_title(ax, f"{gene}{'' if image else name}{score_text(table, key, gene)}")
+            draw_title(ax, f"{gene}{'' if image else name}{score_text(prediction, gene)}")
             draw_colour_bar(ax, ax.images[-1], predicted[every, g], unit)
         draw_scale_bar(row[0], picture)
     finish(fig, save, dpi)

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._keys import Keys
 from nh2st_scverse._validators import choose_key
-from nh2st_scverse.pl._expression import find_prediction
+from nh2st_scverse.pl._expression import find_prediction, read
 from nh2st_scverse.pl._figure import finish
 from nh2st_scverse.pl._gene_scores import COLOUR, name_points
 
@@ -81,14 +82,13 @@ def spatially_variable(
     if n_top < 0:
         raise ValueError(f"Expected n_top of 0 or more, found {n_top}.")
     table_key = find_prediction(sdata, key, table_key, recorded=False)
-    found = sdata.tables[table_key].uns.get(f"{key}_moran")
-    if not isinstance(found, pd.DataFrame):
+    moran = read(sdata.tables[table_key], key).moran
+    if moran is None:
         raise KeyError(
-            f"Expected Moran's I in uns['{key}_moran'], found nothing there. Compute it with nh.tl.biology(sdata"
+            f"Expected Moran's I in uns[{Keys(key).moran!r}], found nothing there. Compute it with nh.tl.biology(sdata"
             + ("" if key == KEY else f", key={key!r}")
             + ")."
         )
-    moran = found.astype({"section": str, "gene": str})
     names = list(dict.fromkeys(moran["section"]))
     if shapes_key is not None:
         names = [choose_key(names, shapes_key, what="sections with Moran's I", argument="shapes_key")]

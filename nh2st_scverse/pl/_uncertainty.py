@@ -11,18 +11,9 @@ from matplotlib.colors import Colormap
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._keys import Keys
 from nh2st_scverse._validators import check_positive
-from nh2st_scverse.data.expression import to_dense
-from nh2st_scverse.pl._expression import (
-    choose_genes,
-    colour_limits,
-    draw_colour_bar,
-    draw_values,
-    find_prediction,
-    predicted_values,
-    score_text,
-    unit_of,
-)
+from nh2st_scverse.pl._expression import choose_genes, colour_limits, draw_colour_bar, draw_values, score_text
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
     draw_image,
@@ -33,6 +24,7 @@ from nh2st_scverse.pl._figure import (
     section_title,
     tissue_panels,
 )
+from nh2st_scverse.prediction import find_prediction, read
 
 NOVELTY = "novelty (above 1:\nunlike the training tissue)"
 FAMILIAR, STRANGE = 0.5, 1.5  # novelty at the ends of its colours, 1 in the middle
@@ -114,20 +106,20 @@ def uncertainty(
     check_positive(size, argument="size")
     table_key = find_prediction(sdata, key, table_key, recorded=False)
     table = sdata.tables[table_key]
-    if f"{key}_std" not in table.layers:
+    prediction = read(table, key)
+    if prediction.std is None:
         raise KeyError(
-            f"Expected standard deviations in layers['{key}_std'], found the layers "
+            f"Expected standard deviations in layers[{Keys(key).std!r}], found the layers "
             f"{[name for name in table.layers if name is not None]}. Predict with uncertainty=True."
         )
-    panel = choose_genes(table, key, genes)
-    unit = unit_of(table, key)
-    spread = to_dense(table.layers[f"{key}_std"][:, table.var_names.get_indexer(panel)])
+    panel = choose_genes(table, prediction, key, genes)
+    unit = prediction.unit
     columns = [
-        ("predicted", predicted_values(table, key, panel), unit, cmap),
-        ("standard deviation", spread, unit, uncertainty_cmap),
+        ("predicted", prediction.of(panel), unit, cmap),
+        ("standard deviation", prediction.std[:, prediction.at(panel)], unit, uncertainty_cmap),
     ]
-    if f"{key}_novelty" in table.obs:
-        novelty = table.obs[f"{key}_novelty"].to_numpy(dtype=float)
+    if prediction.novelty is not None:
+        novelty = prediction.novelty
         columns.append(("novelty", np.repeat(novelty[:, None], len(panel), axis=1), NOVELTY, uncertainty_cmap))
     drawn = pictures(
         sdata, table_key=table_key, shapes_key=shapes_key, image_key=image_key, microns_per_pixel=microns_per_pixel
@@ -143,7 +135,7 @@ def uncertainty(
             draw_title(ax[0], f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
             for panel_ax, (title, values, label, colours) in zip(ax[1:], columns, strict=True):
                 found = (mpl.colormaps[colours] if isinstance(colours, str) else colours).with_extremes(bad=NOT_KNOWN)
-                text = {"predicted": f"{gene}{score_text(table, key, gene)}", "novelty": "novelty of the tissue"}
+                text = {"predicted": f"{gene}{score_text(prediction, gene)}", "novelty": "novelty of the tissue"}
                 limits = _limits(title, values[every, g])
                 spots = draw_values(
                     panel_ax, picture, values[picture.rows, g], text.get(title, f"{gene}  {title}"), limits, found, size

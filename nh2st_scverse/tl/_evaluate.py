@@ -17,7 +17,7 @@ from nh2st_scverse._constants import KEY, SCORES
 from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
 from nh2st_scverse.data.expression import is_logged, matrix, to_dense
-from nh2st_scverse.data.units import UNKNOWN_LOGS, Unit, measured_in
+from nh2st_scverse.data.units import UNKNOWN_LOGS, Unit, measure
 from nh2st_scverse.prediction import Prediction, check_free, find_prediction, in_x, put, read
 
 CORRELATIONS = ("pearson", "spearman")  # scores of which a constant prediction has 0
@@ -154,15 +154,17 @@ def compare(sdata: SpatialData, *, key: str, table_key: str | None, layer: str |
     genes = [gene for gene in prediction.genes if gene in source.var_names]
     predicted = prediction.of(genes)[own]
     columns = source.var_names.get_indexer(genes)
-    values, counted, unit = measured_in(source, layer, rows, columns, prediction.unit)
+    measured = measure(source, layer, columns, prediction.unit, rows)
     name = "X" if layer is None else f"layer {layer!r}"
     there = np.isfinite(predicted).all(axis=1)
-    if there.any() and np.array_equal(to_dense(matrix(source, layer)[rows[there]][:, columns]), predicted[there]):
+    if there.any() and np.array_equal(to_dense(measured.as_stored[there]), predicted[there]):
         raise ValueError(
             f"Expected measured values in {name} of table {source_key!r}, found the prediction {key!r} itself. Pass "
             "layer= with the counts."
         )
-    if unit != prediction.unit and (Unit.parse(prediction.unit) is not None or prediction.unit == UNKNOWN_LOGS):
+    if measured.unit != prediction.unit and (
+        Unit.parse(prediction.unit) is not None or prediction.unit == UNKNOWN_LOGS
+    ):
         found = "counts" if prediction.unit == UNKNOWN_LOGS else "logarithms of another kind, or of some genes only"
         raise ValueError(
             f"The prediction {key!r} is in the unit {prediction.unit!r}, found {found} in {name} of table "
@@ -176,7 +178,9 @@ def compare(sdata: SpatialData, *, key: str, table_key: str | None, layer: str |
             source_key,
         )
     regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()[own]
-    return Pair(prediction, table, source, own, rows, genes, predicted, values, regions, there & counted)
+    return Pair(
+        prediction, table, source, own, rows, genes, predicted, measured.values(), regions, there & measured.counted
+    )
 
 
 def _measured_beside(sdata: SpatialData, table_key: str, key: str) -> tuple[str, np.ndarray, np.ndarray]:
