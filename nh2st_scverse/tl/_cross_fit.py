@@ -186,7 +186,7 @@ def fit_fold(data: Data, folds: Sequence[Fold], i: int, config: Config, recipe: 
 def held_out_pearson(targets: Targets, predicted: Sequence[np.ndarray]) -> np.ndarray:
     """Correlation (n_genes,) over the spots of each section, averaged over the sections."""
     each = zip(targets.values, predicted, targets.trainable, strict=True)
-    return pd.DataFrame([pearson(t[known], p[known]) for t, p, known in each]).mean().to_numpy()
+    return pd.DataFrame([pearson(t[known], p[known], constant=0.0) for t, p, known in each]).mean().to_numpy()
 
 
 def _spread(
