@@ -70,6 +70,10 @@ def test_parts_are_imported_when_used():
     assert not loaded & {"torch", "squidpy", "lightning", "timm"}
 
 
+def test_figures_load_no_torch():
+    assert not imported_by("import nh2st_scverse.pl") & {"torch", "lightning", "timm"}
+
+
 def test_lazy_names_are_complete():
     assert set(nh.__all__) == {"NH2ST", "explore", "__version__", *PARTS}
     for part in PARTS:

@@ -22,7 +22,6 @@ from nh2st_scverse.pl._expression import choose_genes, colour_limits
 from nh2st_scverse.pl._figure import Picture, draw_ready
 from nh2st_scverse.pl._neighbourhood import Around, look_around, what_the_model_saw
 from nh2st_scverse.prediction import find_prediction, read
-from nh2st_scverse.train.tensors import section_features
 
 if TYPE_CHECKING:
     from nh2st_scverse.pl._explore_widget import Explorer
@@ -224,6 +223,8 @@ class Shown:
         found = self.sections[section]
         if FEATURES in self.table.obsm and section not in self._features:
             features = np.asarray(self.table.obsm[FEATURES], dtype=np.float32)[found.rows]
+            from nh2st_scverse.train.tensors import section_features
+
             self._features[section] = section_features(found, features, self._standardise)
         return look_around(found, at, self.patch_um, self._features.get(section), self._n_similar)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -21,11 +20,11 @@ from nh2st_scverse._options import Elements
 from nh2st_scverse.data.cohort import patch_size
 from nh2st_scverse.data.patches import iter_patches
 from nh2st_scverse.data.section import Section, choose_table, locate_sections
-from nh2st_scverse.model import NH2ST, check_context
-from nh2st_scverse.nn import incidence
 from nh2st_scverse.pl._figure import finish
 from nh2st_scverse.prediction import provenance
-from nh2st_scverse.train.tensors import section_features
+
+if TYPE_CHECKING:
+    from nh2st_scverse.model import NH2ST
 
 PATCH_PX = 160
 N_COLUMNS = 3
@@ -125,6 +124,8 @@ def neighbourhood(
             f"Expected features of the images in obsm[{FEATURES!r}] of table {found!r}, found {list(table.obsm)}. They "
             "are left there by nh.tl.predict_expression(sdata) and nh.tl.train(sdata)."
         )
+    from nh2st_scverse.train.tensors import section_features
+
     section, at = _find(table, sections, spot)
     if not section.usable[at]:
         raise ValueError(f"Spot {table.obs_names[section.rows[at]]!r} lies outside the image: it has no patch.")
@@ -167,6 +168,8 @@ def what_the_model_saw(table: AnnData, key: str, sections: list[Section]) -> tup
 
 def _check_model(model: NH2ST) -> None:
     """Refuse what has no attention, or none that the features in a table could give."""
+    from nh2st_scverse.model import NH2ST, check_context
+
     if not isinstance(model, NH2ST):
         raise TypeError(f"Expected model= to be an NH2ST model, from nh.tl.train or NH2ST.load, found {model!r}.")
     check_context(model)
@@ -184,6 +187,10 @@ def look_around(
     nodes = section.neighbours.nodes[at][section.neighbours.mask[at]]
     edges = None
     if features is not None:
+        import torch
+
+        from nh2st_scverse.nn import incidence
+
         there = torch.ones(1, len(nodes), dtype=torch.bool)
         edges = incidence(torch.from_numpy(features[nodes])[None], there, n_similar)[0].numpy()
     patches = np.zeros((len(nodes), PATCH_PX, PATCH_PX, 3), dtype=np.uint8)

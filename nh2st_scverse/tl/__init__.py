@@ -10,6 +10,8 @@ from nh2st_scverse.tl._predict import predict_expression
 from nh2st_scverse.tl._summary import paired_differences, summarise
 from nh2st_scverse.tl._train import train
 
+summarize = summarise  # as it is spelt in America
+
 __all__ = [
     "biology",
     "cross_fit",
@@ -18,6 +20,7 @@ __all__ = [
     "paired_differences",
     "predict_expression",
     "summarise",
+    "summarize",
     "train",
 ]
 
