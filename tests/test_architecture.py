@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import nh2st_scverse as nh
+from nh2st_scverse._keys import Keys
 from nh2st_scverse._options import Elements, Run
+from nh2st_scverse.data.checks import Problem
 from nh2st_scverse.data.cohort import Cohort, Sample
 from nh2st_scverse.data.folds import Fold
 from nh2st_scverse.data.inputs import Encoding, Recipe
@@ -23,13 +25,31 @@ from nh2st_scverse.model import Card, Trust
 from nh2st_scverse.prediction import Prediction
 from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.fit import Fitted
+from nh2st_scverse.train.trust import Novelty, Residuals
 
 PACKAGE = Path(nh.__file__).parent
 PARTS = ("io", "datasets", "pp", "tl", "pl", "encoders", "metrics", "nn", "data")
 VALUES = (
-    Card, Cohort, Counts, Data, Elements, Encoding, Fitted, Fold, Prediction, Recipe, Run, Sample, Section, Targets,
+    Card,
+    Cohort,
+    Counts,
+    Data,
+    Elements,
+    Encoding,
+    Fitted,
+    Fold,
+    Keys,
+    Novelty,
+    Prediction,
+    Problem,
+    Recipe,
+    Residuals,
+    Run,
+    Sample,
+    Section,
+    Targets,
     Trust,
-)  # fmt: skip
+)
 MOST_PARAMETERS = 8
 UNTYPED = re.compile(r"(dict|Mapping|MutableMapping)(\[str, Any\])?( \| None)?")
 OF_JSON = {  # plain values that are read from JSON or written to it, and not options of a call
