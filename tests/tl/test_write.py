@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import spatialdata
 from spatialdata import SpatialData
 
@@ -283,3 +285,70 @@ def test_a_table_of_its_own_is_replaced_and_keeps_what_the_user_added(
     assert (two.tables["predicted"].obs["leiden"] == "1").all()
     with pytest.raises(ValueError, match="table_added='table' is there already"):
         put(two, made(two), table_added="table")
+
+
+# --- after joining and cutting ---
+
+
+def joined(how: str, **settings: str) -> tuple[SpatialData | None, Any]:
+    """Two sections, predicted one by one by one model and joined afterwards."""
+    both = nh.datasets.synthetic(n_sections=2, width_um=800, n_genes=40)
+    parts = [both.filter_by_coordinate_system(f"section_{k}") for k in (0, 1)]
+    for part in parts:
+        put(part, made(part, cross_fitted=False))
+    if how == "anndata":
+        return None, anndata.concat([part.tables["table"] for part in parts], **settings)
+    whole = spatialdata.concatenate(parts, concatenate_tables=True, **settings)
+    return whole, whole.tables["table"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("how", ["anndata", "spatialdata"])
+def test_joined_tables_keep_predictions_or_say_what_was_lost(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    whole, table = joined(how, merge="same", uns_merge="same")
+    found = read(table)
+    assert len(found.genes) == 8 and np.isfinite(found.pearson).all() and found.unit == LOG_UNIT
+    assert table.obs["nh2st_predicted"].sum() == table.n_obs - 4 and "joining" not in caplog.text
+    if whole is not None:
+        assert nh.tl.evaluate(whole).shape == (8, 7)
+        put(whole, made(whole, 3))
+        assert len(read(table).genes) == 3
+
+    whole, table = joined(how)
+    found = read(table)
+    assert len(found.genes) == 8 and np.isnan(found.pearson).all()
+    assert 'merge="same", uns_merge="same"' in caplog.text and "uns['nh2st']" in caplog.text
+    if whole is not None:
+        columns = list(table.var)
+        with pytest.raises(KeyError, match=r'lost when tables were joined.*merge="same", uns_merge="same"'):
+            nh.tl.evaluate(whole)
+        with pytest.raises(ValueError, match=r'its record was lost when tables were joined.*merge="same"'):
+            put(whole, made(whole))
+        assert list(table.var) == columns
+
+
+def test_predictions_survive_cuts_and_h5ad(two: SpatialData, tmp_path: Path) -> None:
+    put(two, made(two, uncertainty=True))
+    expected = read(two.tables["table"])
+    some = two.tables["table"][20:60]  # a view
+    assert np.array_equal(read(some).values, expected.values[20:60], equal_nan=True)
+    two.tables["table"].write_h5ad(tmp_path / "table.h5ad")
+    again = anndata.read_h5ad(tmp_path / "table.h5ad")
+    assert np.array_equal(read(again).std, expected.std, equal_nan=True)
+    assert written(again, "nh2st") == written(two.tables["table"], "nh2st")
+    cut = two.query.bounding_box(
+        axes=("x", "y"), min_coordinate=[0, 0], max_coordinate=[600, 600], target_coordinate_system="section_0"
+    )
+    found = read(cut.tables["table"])
+    assert 0 < len(found.values) < len(expected.values) and found.genes == expected.genes
+
+
+def test_scanpy_goes_on_with_the_spots_that_are_predicted(two: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    put(two, made(two))
+    table = two.tables["table"]
+    assert "2 of 209 spots have no usable image: their predictions are NaN" in caplog.text
+    assert "table[table.obs['nh2st_predicted']].copy()" in caplog.text
+    good = table[table.obs["nh2st_predicted"]].copy()
+    sc.pp.pca(good, layer="nh2st", mask_var="nh2st", n_comps=3)
+    assert good.n_obs == table.n_obs - 2 and np.isfinite(good.obsm["X_pca"]).all()
+    assert np.isfinite(good.obsm["X_nh2st"]).all()
