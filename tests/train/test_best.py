@@ -20,12 +20,10 @@ def test_what_is_not_finite_is_told_with_the_settings_that_differ() -> None:
     lost[1, 0] = torch.inf
     lost[1, 1] = torch.nan
     check_finite({"loss": 1.0}, fine, Config(), 3)
-    with pytest.raises(
-        ValueError, match=r"in epoch 3: loss nan, and 0 of 4 .*the usual ones: give a lower lr than 0\.001"
-    ):
+    with pytest.raises(ValueError, match=r"in epoch 3: loss nan, .*the usual ones: give a lower lr than 0\.001"):
         check_finite({"mse": 1.0, "loss": float("nan")}, fine, Config(), 3)
     tuned = Config.preset(lr=0.5, temperature=0.01)
-    told = r"1 of 4 held-out predictions are not finite\. Found lr=0\.5 \(usually 0\.001\), temperature=0\.01 \(usually 0\.05\)"
+    told = r"1 of 4 .* not finite\. Found lr=0\.5 \(usually 0\.001\), temperature=0\.01 \(usually 0\.05\)"
     with pytest.raises(ValueError, match=told):
         check_finite({"loss": 1.0}, lost, tuned, 0)
     with pytest.raises(ValueError, match=r"Found lr=0\.5 \(usually 0\.0005\): give"):
@@ -52,6 +50,6 @@ def test_weights_that_are_not_finite_are_told_when_a_model_predicts(
     with torch.no_grad():
         model.members[0].target_mean[0] = np.nan
     before = list(sdata["table"].layers)
-    with pytest.raises(ValueError, match="A member of the model gives values for section .* that are not finite"):
+    with pytest.raises(ValueError, match=r"A member of the model gives values for section .* that are not finite"):
         nh.tl.predict_expression(sdata, model=model, encoder=encoder, key_added="x", progress=False)
     assert list(sdata["table"].layers) == before
