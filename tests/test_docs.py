@@ -67,9 +67,9 @@ def test_every_setting_is_explained_and_completed(name: str) -> None:
 
 def test_jupyter_completes_settings() -> None:
     shell = InteractiveShell.instance()
-    shell.user_ns["nh"] = nh
     for name in WITH_SETTINGS:
-        code = f"nh.tl.{name}(sdata, max_e"
+        shell.user_ns[name] = getattr(nh.tl, name)
+        code = f"{name}(sdata, max_e"
         with provisionalcompleter():
             found = {one.text for one in shell.Completer.completions(code, len(code))}
         assert "max_epochs=" in found

@@ -184,8 +184,8 @@ def test_an_epoch_that_finds_no_space_says_how_to_go_on(
     replace, calls = os.replace, []
 
     def full(source: Path, target: Path) -> None:
-        calls.append(target)
-        if len(calls) == 3:  # the description, an epoch, and this one
+        calls.append(Path(target).name)
+        if calls.count("member_0.ckpt") == 2:
             raise FULL
         replace(source, target)
 
