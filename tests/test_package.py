@@ -24,7 +24,7 @@ PARTS = ("data", "datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "tl"
 
 # A file imports from its own part and from the rows above it. CONTRIBUTING.md shows the same table.
 ROWS = (
-    ("_constants", "_keys", "_logging", "_options", "_threads", "_validators"),
+    ("_constants", "_docs", "_keys", "_logging", "_options", "_threads", "_validators"),
     ("nn",),
     ("encoders",),
     ("data",),

@@ -50,6 +50,9 @@ def arguments(value: Any) -> str:
         return ""
     signature = inspect.signature(value)
     kept = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
+    if any(p.default is ... for p in kept):  # settings: the docstring tells them all
+        rest = inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD)
+        kept = [*(p for p in kept if p.default is not ...), rest]
     return str(signature.replace(parameters=kept, return_annotation=signature.empty))
 
 

@@ -253,6 +253,11 @@ class NH2ST:
                 parts = [of(member, seen, b) for b in torch.arange(section.n_spots, device=device).split(512)]
                 member.cpu()
             found = torch.cat(parts).cpu().numpy()
+            if not np.isfinite(found[section.usable]).all():
+                raise ValueError(
+                    f"A member of the model gives values for section {section.name!r} that are not finite: its "
+                    "features are far from those of the training sections, or the training diverged."
+                )
             found[~section.usable] = np.nan
             yield found
 

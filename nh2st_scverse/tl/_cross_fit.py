@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
-from nh2st_scverse._options import Elements, Run
+from nh2st_scverse._options import Elements, Panel, Run
 from nh2st_scverse.data.cohort import Cohort, collect
 from nh2st_scverse.data.folds import Fold
 from nh2st_scverse.data.inputs import KeptFeatures, Recipe
@@ -23,6 +24,7 @@ from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, novelty_of, principal_genes
 from nh2st_scverse.model.ensemble import fit
 from nh2st_scverse.nn import Config
+from nh2st_scverse.nn.config import Preset, Settings, settings_docs
 from nh2st_scverse.prediction import Prediction, write
 from nh2st_scverse.tl._setup import (
     border,
@@ -39,6 +41,22 @@ from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.trust import Residuals
 
 
+class TrainingOptions(Settings, total=False):
+    """The keywords of a training, which :func:`predict_expression` hands on."""
+
+    groups: str | Sequence[str] | Mapping[str, str] | None
+    genes: Panel | Sequence[str]
+    n_genes: int | None
+    preset: Preset
+    patch_um: float | None
+    layer: str | None
+    seed: int
+    checkpoint_dir: str | Path | None
+    resume: bool
+    trainer_kwargs: dict[str, Any] | None
+
+
+@documented(keywords=Settings, settings=settings_docs())
 def cross_fit(
     sdata: SpatialData,
     *,
@@ -46,9 +64,9 @@ def cross_fit(
     table_added: str | None = None,
     uncertainty: bool = False,
     groups: str | Sequence[str] | Mapping[str, str] | None = None,
-    genes: str | Sequence[str] = "highest_mean",
+    genes: Panel | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
-    preset: str = "default",
+    preset: Preset = "default",
     encoder: str | Encoder | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
@@ -65,7 +83,7 @@ def cross_fit(
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> None:
     """Predict every spot by a model that never saw it, and write the predictions into the table.
 
@@ -81,8 +99,12 @@ def cross_fit(
         As in :func:`predict_expression`.
     groups, genes, n_genes, preset, encoder, patch_um, table_key, shapes_key, image_key, layer, microns_per_pixel, allow
         As in :func:`train`.
-    device, seed, progress, cache_dir, client, checkpoint_dir, resume, trainer_kwargs, settings
+    device, seed, progress, cache_dir, client, checkpoint_dir, resume, trainer_kwargs
         As in :func:`train`.
+    settings
+        As in :func:`train`:
+
+        $settings
 
     Returns
     -------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,9 @@ from spatialdata import SpatialData
 
 from nh2st_scverse import metrics
 from nh2st_scverse._constants import SCORES
+from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
-from nh2st_scverse._options import Elements, Run
+from nh2st_scverse._options import Elements, Panel, Run
 from nh2st_scverse._validators import check_one_of
 from nh2st_scverse.data.cohort import collect
 from nh2st_scverse.data.inputs import KeptFeatures
@@ -22,6 +23,7 @@ from nh2st_scverse.data.section import Section
 from nh2st_scverse.data.targets import Counts, choose_panel, measure
 from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.nn import Config
+from nh2st_scverse.nn.config import Preset, Settings, settings_docs
 from nh2st_scverse.tl import _baselines
 from nh2st_scverse.tl._cross_fit import fit_fold
 from nh2st_scverse.tl._evaluate import ceilings
@@ -30,6 +32,7 @@ from nh2st_scverse.tl._splits import outer_groups
 from nh2st_scverse.train.data import Data
 
 
+@documented(keywords=Settings, settings=settings_docs())
 def cross_validate(
     sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
@@ -37,9 +40,9 @@ def cross_validate(
     folds: int | str | None = None,
     fold_seed: int = 0,
     baselines: Iterable[str] = ("mean", "knn", "ridge", "mlp"),
-    genes: str | Sequence[str] = "highest_mean",
+    genes: Panel | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
-    preset: str = "default",
+    preset: Preset = "default",
     encoder: str | Encoder | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
@@ -56,7 +59,7 @@ def cross_validate(
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> pd.DataFrame:
     """Leave each group out once, and score NH2ST and baselines on it.
 
@@ -80,8 +83,12 @@ def cross_validate(
         patch for each spot and the features as the encoder gives them.
     table_key, shapes_key, image_key, layer, microns_per_pixel, allow, device, seed, progress
         As in :func:`train`.
-    cache_dir, client, checkpoint_dir, resume, trainer_kwargs, settings
+    cache_dir, client, checkpoint_dir, resume, trainer_kwargs
         As in :func:`train`.
+    settings
+        As in :func:`train`:
+
+        $settings
 
     Returns
     -------

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from geopandas import GeoDataFrame
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Elements, Run
 from nh2st_scverse._validators import choose_key
@@ -21,14 +22,16 @@ from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patche
 from nh2st_scverse.data.neighbours import interleave, thinned_neighbourhoods
 from nh2st_scverse.encoders import Encoder, Precomputed, get
 from nh2st_scverse.model import NH2ST, check_residuals, novelty_of
+from nh2st_scverse.nn.config import settings_docs
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
 from nh2st_scverse.prediction import Prediction, in_x, write
-from nh2st_scverse.tl._cross_fit import cross_fit
+from nh2st_scverse.tl._cross_fit import TrainingOptions, cross_fit
 from nh2st_scverse.tl._setup import border, check_place, rows_of
 
 Grid = tuple[str, GeoDataFrame, str]  # name, circles, and the image they lie on
 
 
+@documented(keywords=TrainingOptions, settings=settings_docs())
 def predict_expression(
     sdata: SpatialData,
     *,
@@ -46,7 +49,7 @@ def predict_expression(
     progress: bool = True,
     cache_dir: str | Path | None = None,
     client: Any = None,
-    **training: Any,
+    **training: Unpack[TrainingOptions],
 ) -> None:
     """Predict the expression of every spot from the H&E image, and write it into the table.
 
@@ -74,24 +77,19 @@ def predict_expression(
         Write how far predictions may be off.
     training
         `groups`, `genes`, `n_genes`, `preset`, `patch_um`, `layer`, `seed`, `checkpoint_dir`, `resume`,
-        `trainer_kwargs` and settings, as in :func:`train`; for cross-fitting only.
+        `trainer_kwargs` and settings, as in :func:`train`; for cross-fitting only:
+
+        $settings
     encoder
         As in :func:`train`; with a `model` the encoder it was trained with, if that was an object of yours, or where
         precomputed features of the same encoder are here, if that is another key than in training.
-    table_key, shapes_key, image_key
-        Elements of the object; None means the only candidate.
-    cache_dir
-        Folder in which features are kept while they are computed: an interrupted encoding goes on where it stopped.
-    client
-        ``distributed.Client`` of a dask cluster, whose workers then read and encode the patches.
-    microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
-    allow
-        Known problems to go on with: ``"coarse"``, ``"off_tissue"``.
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"mps"``: for the encoder and for the network.
-    progress
-        Show progress bars.
+    $elements
+    $cache_dir
+    $client
+    $microns_per_pixel
+    $allow
+    $device
+    $progress
 
     Returns
     -------

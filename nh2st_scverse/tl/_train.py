@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from spatialdata import SpatialData
 
-from nh2st_scverse._options import Elements, Run
+from nh2st_scverse._docs import documented
+from nh2st_scverse._options import Elements, Panel, Run
 from nh2st_scverse.data.cohort import collect
 from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.targets import Counts, choose_panel, measure
@@ -16,17 +17,19 @@ from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.model import NH2ST
 from nh2st_scverse.model.ensemble import fit
 from nh2st_scverse.nn import Config
+from nh2st_scverse.nn.config import Preset, Settings, settings_docs
 from nh2st_scverse.tl._setup import card_for, choose_encoder, fields_that_fit, recipe_for, see
 from nh2st_scverse.train.data import Data
 
 
+@documented(keywords=Settings, settings=settings_docs())
 def train(
     sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     groups: str | Sequence[str] | Mapping[str, str] | None = None,
-    genes: str | Sequence[str] = "highest_mean",
+    genes: Panel | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
-    preset: str = "default",
+    preset: Preset = "default",
     encoder: str | Encoder | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
@@ -43,7 +46,7 @@ def train(
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     trainer_kwargs: dict[str, Any] | None = None,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> NH2ST:
     """Train NH2ST on sections where both image and counts are measured.
 
@@ -70,24 +73,17 @@ def train(
         trains it.
     patch_um
         Side of a patch in µm; None takes 0.75 of the spot spacing (Visium 75 µm, legacy ST 150 µm).
-    table_key, shapes_key, image_key
-        Elements of the object; None means the only candidate.
+    $elements
     layer
         Layer with the counts; None means X. Logarithms are noticed and used as they are.
-    microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
-    allow
-        Known problems to go on with: ``"coarse"`` (image too coarse for the patch), ``"off_tissue"``.
-    device
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"mps"``: for the encoder and for the network.
+    $microns_per_pixel
+    $allow
+    $device
     seed
         The same seed on the same machine gives the same model.
-    progress
-        Show progress bars.
-    cache_dir
-        Folder in which features are kept while they are computed: an interrupted encoding goes on where it stopped.
-    client
-        ``distributed.Client`` of a dask cluster, whose workers then read and encode the patches.
+    $progress
+    $cache_dir
+    $client
     checkpoint_dir, resume
         Folder in which every epoch leaves a checkpoint; with ``resume=True`` the same call goes on with the training in
         it, or begins one, and gives the model that it would have given without the break: the same weights on the same
@@ -99,7 +95,9 @@ def train(
     settings
         Fields of :class:`nh2st_scverse.nn.Config` to set otherwise, e.g. ``max_epochs=20``, ``fine_tune=True`` (train
         the encoder too) or ``compile=True``. Where all sections are one group and `fields` are not chosen, the widest
-        are left out if the margin round a held-out block would take too much tissue.
+        are left out if the margin round a held-out block would take too much tissue. With their defaults:
+
+        $settings
 
     Returns
     -------

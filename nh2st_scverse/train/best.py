@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from nh2st_scverse.nn import Config
+from nh2st_scverse.nn.config import Preset
 from nh2st_scverse.train.scores import section_pearson
+
+# Settings that can make a training diverge.
+STEERING = (
+    "lr",
+    "encoder_lr",
+    "weight_decay",
+    "temperature",
+    "mse",
+    "pearson",
+    "query_contrast",
+    "neighbour_contrast",
+    "negatives",
+    "stain_jitter",
+)
 
 
 class Best:
@@ -51,6 +67,23 @@ class Best:
         vars(self).update(state)
 
 
+def check_finite(terms: Mapping[str, float], predicted: Tensor, config: Config, epoch: int) -> None:
+    """Raise ValueError when a training diverged, which its settings explain and the images do not."""
+    bad = [f"{name} {value}" for name, value in terms.items() if not math.isfinite(value)]
+    lost = int((~torch.isfinite(predicted)).any(dim=1).sum())
+    if not bad and not lost:
+        return
+    usual = Config.preset(config.name if config.name in get_args(Preset) else "default")
+    changed = [n for n in STEERING if getattr(config, n) != getattr(usual, n)]
+    told = [f"{n}={getattr(config, n):g} (usually {getattr(usual, n):g})" for n in changed]
+    raise ValueError(
+        f"Training diverged in epoch {epoch}: {', '.join(bad) or 'the loss is finite'}, and {lost} of {len(predicted)} "
+        f"held-out predictions are not finite. Found {', '.join(told) or 'the usual ones'}: "
+        f"give a lower lr than {config.lr:g}, or gradient_clip_val in trainer_kwargs="
+        + (f", or leave {', '.join(changed)} as usual." if changed else ".")
+    )
+
+
 class KeepBest(L.Callback):
     """Scores every epoch on the held-out spots, and stops when the best one is long past."""
 
@@ -66,6 +99,8 @@ class KeepBest(L.Callback):
         """Score the epoch that ended."""
         task: Any = pl_module
         row, predicted = task.end_epoch()
+        skips = getattr(trainer.precision_plugin, "scaler", None) is not None  # steps that overflow 16 bits
+        check_finite({} if skips else row, predicted, task.config, trainer.current_epoch)
         score = section_pearson(predicted, task.held, self.wanted.to(predicted.device))
         row |= {"epoch": float(trainer.current_epoch), "validation_pearson": score}
         task.best.add(task.member, predicted, row)

@@ -22,7 +22,7 @@ from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.nn.member import SOME, gaussian_kernel, ridge_inputs
 from nh2st_scverse.train.batches import Batches, InOrder
 from nh2st_scverse.train.best import Best, KeepBest
-from nh2st_scverse.train.checkpoint import SaveEpochs
+from nh2st_scverse.train.checkpoint import SaveEpochs, whole
 from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.memory import kept_memory
 from nh2st_scverse.train.scores import section_pearson
@@ -243,9 +243,8 @@ def _fit_kernel(member: Member, spots: Tensors, ready: Tensor) -> Tensor:
 def _run(trainer: L.Trainer, task: Task, batches: Batches, validation: InOrder, checkpoint: Path | None) -> bool:
     """Run the trainer. Returns whether the user stopped it, which Lightning turns into an exit of the process."""
     handler = signal.getsignal(signal.SIGINT)
-    begun = checkpoint if checkpoint is not None and checkpoint.exists() else None
     try:
-        trainer.fit(task, batches, validation, ckpt_path=begun, weights_only=True)
+        trainer.fit(task, batches, validation, ckpt_path=whole(checkpoint), weights_only=True)
     except KeyboardInterrupt:
         return True
     except SystemExit as ended:

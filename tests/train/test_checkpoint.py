@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,3 +121,83 @@ def test_cross_fitting_leaves_a_folder_for_each_fold(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "folds" / "fold_1" / "training.json").read_text())["seed"] == 0
     nh.tl.predict_expression(sdata, resume=True, **given)
     assert np.array_equal(first, sdata["table"].layers["nh2st"], equal_nan=True)
+
+
+FULL = OSError(28, "No space left on device")
+
+
+def test_a_folder_that_was_begun_on_a_full_disk_begins_again(
+    sdata: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings("default") | {"max_epochs": 1, "n_members": 1}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise FULL
+
+    for name in ("replace", "write_text"):
+        with monkeypatch.context() as patch:
+            patch.setattr(*((os, name) if name == "replace" else (Path, name)), full)
+            with pytest.raises(OSError, match="No space left"):
+                claim(tmp_path / "in" / "new", {"seed": 0}, resume=False)
+        assert not (tmp_path / "in").exists()
+    for left in ({"training.new": ""}, {"training.json": ""}, {"training.json": '{"se'}, {"member_0.new": "PK"}):
+        folder = tmp_path / "killed"
+        folder.mkdir()
+        for name, text in left.items():
+            (folder / name).write_text(text)
+        with pytest.raises(FileExistsError, match="pass resume=True"):
+            claim(folder, {"seed": 0}, resume=False)
+        claim(folder, {"seed": 0}, resume=True)
+        assert json.loads((folder / "training.json").read_text()) == {"seed": 0}
+        shutil.rmtree(folder)
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "training.json").touch()
+    model = nh.tl.train(sdata, checkpoint_dir=folder, resume=True, **given)
+    checkpoint = (folder / "member_0.ckpt").read_bytes()
+    (folder / "training.json").write_text("")  # now it has an epoch of nobody knows what
+    with pytest.raises(ValueError, match=r"holds no training that can go on: .*\['member_0.ckpt'\].*Remove the folder"):
+        nh.tl.train(sdata, checkpoint_dir=folder, resume=True, **given)
+    assert (folder / "member_0.ckpt").read_bytes() == checkpoint and model.genes
+
+
+@pytest.mark.parametrize("left", [0, 300, -1])
+def test_a_checkpoint_that_was_cut_off_begins_again(
+    left: int, sdata: SpatialData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = settings("default") | {"max_epochs": 2, "n_members": 1}
+    first = nh.tl.train(sdata, checkpoint_dir=tmp_path / "c", **given)
+    path = tmp_path / "c" / "member_0.ckpt"
+    path.write_bytes(path.read_bytes()[:left])
+    again = nh.tl.train(sdata, checkpoint_dir=tmp_path / "c", resume=True, **given)
+    assert f"{path} is damaged: its member is trained from the beginning" in caplog.text
+    assert again.identifier == first.identifier
+    assert torch.load(path, weights_only=True)["epoch"] == 1
+
+
+def test_an_epoch_that_finds_no_space_says_how_to_go_on(
+    sdata: SpatialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings("default") | {"max_epochs": 3, "n_members": 1}
+    whole = nh.tl.train(sdata, **given)
+    replace, calls = os.replace, []
+
+    def full(source: Path, target: Path) -> None:
+        calls.append(Path(target).name)
+        if calls.count("member_0.ckpt") == 2:
+            raise FULL
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match=r"Epoch 1 could not be kept in .*member_0.*No space left.*resume=True"):
+            nh.tl.train(sdata, checkpoint_dir=tmp_path / "c", **given)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["member_0.ckpt", "training.json"]
+    assert nh.tl.train(sdata, checkpoint_dir=tmp_path / "c", resume=True, **given).identifier == whole.identifier
+
+
+def test_the_folds_of_a_cross_fitting_are_no_training(tmp_path: Path) -> None:
+    claim(tmp_path / "c" / "fold_0", {"seed": 0}, resume=False)
+    with pytest.raises(ValueError, match="holds no training of one model, but the folds of several"):
+        claim(tmp_path / "c", {"seed": 0}, resume=True)
