@@ -176,22 +176,22 @@ if rank_zero_only.rank == 0:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
+def test_two_processes_train_the_model_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes take a batch each for a step: the same as one that accumulates two batches."""
 
-    def run(name: str, options: dict[str, Any]) -> tuple[nh.NH2ST, str]:
-        folder = tmp_path / name
-        folder.mkdir()
-        script = folder / "train.py"
+    def script(name: str, options: dict[str, Any]) -> str:
+        (tmp_path / name).mkdir()
         root = str(Path(nh.__file__).parents[1])
-        script.write_text(SCRIPT.format(root=root, folder=str(folder), options=options))
-        done = subprocess.run([sys.executable, str(script)], capture_output=True, timeout=300, cwd=folder)
-        said = done.stderr.decode()  # not text=True, for which each "\r" of a bar begins a line
-        assert done.returncode == 0, said
-        return nh.NH2ST.load(folder / "model"), said
+        return SCRIPT.format(root=root, folder=str(tmp_path / name), options=options)
 
-    one, _ = run("one", {"accumulate_grad_batches": 2})
-    two, said = run("two", {"devices": 2, "strategy": "ddp"})
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    exec(script("one", {"accumulate_grad_batches": 2}), {})
+    path = tmp_path / "two.py"
+    path.write_text(script("two", {"devices": 2, "strategy": "ddp"}))
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, timeout=300, cwd=tmp_path / "two")
+    said = done.stderr.decode()  # not text=True, for which each "\r" of a bar begins a line
+    assert done.returncode == 0, said
+    one, two = (nh.NH2ST.load(tmp_path / name / "model") for name in ("one", "two"))
     assert len(one.history) == len(two.history) == 12
     assert np.allclose(one.history.select_dtypes(float), two.history.select_dtypes(float), rtol=1e-3, atol=1e-3)
     for name, weight in one._weights().items():
