@@ -67,7 +67,7 @@ def cross_fit(
     genes: Panel | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
     preset: Preset = "default",
-    encoder: str | Encoder | None = None,
+    encoder: str | Encoder | Sequence[str | Encoder] | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,

@@ -1,0 +1,31 @@
+"""How like the training tissue a section is: whether its images vary together in the same way."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nh2st_scverse.nn import Member
+from nh2st_scverse.train.tensors import Tensors
+
+FEWEST = 50  # spots that tell what varies together
+HALF, STEEP = 0.14, 8  # of one minus the alignment: where a section is half alike, and how fast it gets so
+
+
+def alignment(components: Tensor, variance: Tensor) -> float:
+    """Cosine between the covariance of components (n, C) and that of the training spots, where it is diagonal: (C,)."""
+    centred = components - components.mean(dim=0)
+    covariance = centred.T @ centred / len(centred)
+    return float((covariance.diagonal() * variance).sum() / (covariance.norm() * variance.norm()).clamp(min=1e-12))
+
+
+def likeness(member: Member, spots: Tensors) -> float:
+    """Likeness of a section to the training tissue, 1 down to 0; 1 where it is not known.
+
+    Other tissue has other structures: what varies together in training does not there. The alignment of held-out
+    sections, also blurred, recoloured or of another animal, is .90 to .98, that of other organs .61 to .81.
+    """
+    at = spots.trainable.nonzero()[:, 0]
+    if member.linear is None or len(at) < FEWEST:
+        return 1.0
+    apart = 1 - alignment(spots.inputs[at, : len(member.variance)], member.variance)
+    return 1 / (1 + (max(apart, 0.0) / HALF) ** STEEP)
