@@ -96,13 +96,14 @@ def inputs(data: Data, i: int, ending: str, *, standardise: bool, dim: int) -> n
 
 
 def predict(
-    names: Sequence[str], train: Data, test: Data, *, standardise: bool, blocks: Sequence[int], seed: int
+    names: Sequence[str], train: Data, test: Data, *, standardise: bool, dim: int, seed: int
 ) -> dict[str, list[np.ndarray]]:
     """Train baselines on some sections and predict others: for each name an array (n_spots, G) for each test section.
 
     The components are those of the training spots, computed once for all baselines with the same input. Features of
     each kind (`blocks`: their numbers) enter with equal total variance, as they do for NH2ST.
     """
+    blocks = train.blocks
     share = np.repeat(np.array(blocks, dtype=float) ** -0.5, blocks) if len(blocks) > 1 else np.ones(1)
     ready = [train.trainable(i) for i in range(len(train.sections))]
     y = np.concatenate([train.target(i)[known] for i, known in enumerate(ready)])
@@ -110,7 +111,7 @@ def predict(
     cuts = np.cumsum([s.n_spots for s in test.sections])[:-1]
     predicted = {}
     for ending in dict.fromkeys(BASELINES[name][1] for name in names):
-        of = partial(inputs, ending=ending, standardise=standardise, dim=sum(blocks))
+        of = partial(inputs, ending=ending, standardise=standardise, dim=dim)
         x = np.concatenate([of(train, i)[known] for i, known in enumerate(ready)])
         x_test = np.concatenate([of(test, i) for i in range(len(test.sections))])
         n = min(N_COMPONENTS[ending], x.shape[1], len(x) // 2)  # a fold of the tuning has fewer spots

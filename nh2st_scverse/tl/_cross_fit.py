@@ -20,6 +20,7 @@ from nh2st_scverse.data.folds import Fold
 from nh2st_scverse.data.inputs import KeptFeatures, Recipe
 from nh2st_scverse.data.targets import Counts, Targets, choose_panel, measure
 from nh2st_scverse.encoders import Encoder
+from nh2st_scverse.encoders._base import blocks_of
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, novelty_of, principal_genes
 from nh2st_scverse.model.ensemble import fit
@@ -159,7 +160,8 @@ def cross_fit(
         for i, fold in enumerate(folds):
             if i == 0 or config.stain != "none":  # the colours are those of the training sections
                 recipe = recipe_for(cohort, config, used, fold.train)
-                data = Data(cohort.sections, see(cohort, recipe, config, kept, run), targets)
+                inputs = see(cohort, recipe, config, kept, run)
+                data = Data(cohort.sections, inputs, targets, blocks_of(used))
             model = fit_fold(data, folds, i, config, recipe, run)
             if model.interrupted:
                 go_on = f" Go on with resume=True, from {checkpoint_dir}." if checkpoint_dir is not None else ""

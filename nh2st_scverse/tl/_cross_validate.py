@@ -160,20 +160,20 @@ def cross_validate(
                 frozen = inputs
                 if seen is not used:
                     frozen = see(cohort, replace(recipe, encoder=seen), replace(config, fine_tune=False), kept, run)
-            data = Data(cohort.sections, inputs, targets)
+            data = Data(cohort.sections, inputs, targets, blocks_of(used))
             model = fit_fold(data, outside, i, config, recipe, run)
             if model.interrupted:
                 raise KeyboardInterrupt("Cross-validation was interrupted; features of the images are kept.")
             at = [position for position, _ in fold.held_out]
             predicted = {"nh2st": [model.predict(cohort.sections[j], inputs[j], run.torch_device) for j in at]}
             if wanted:
-                features = Data(cohort.sections, frozen, targets)
+                features = Data(cohort.sections, frozen, targets, blocks_of(seen))
                 predicted |= _baselines.predict(
                     wanted,
                     features.take(fold.train),
                     features.whole(fold.held_out),
                     standardise=config.standardise == "section",
-                    blocks=blocks_of(seen),
+                    dim=seen.dim,
                     seed=seed,
                 )
             for j, (position, spots) in enumerate(fold.held_out):

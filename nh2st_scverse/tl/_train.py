@@ -14,6 +14,7 @@ from nh2st_scverse.data.cohort import check_apart, collect
 from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.targets import Counts, choose_panel, measure
 from nh2st_scverse.encoders import Encoder
+from nh2st_scverse.encoders._base import blocks_of
 from nh2st_scverse.model import NH2ST
 from nh2st_scverse.model.ensemble import fit
 from nh2st_scverse.nn import Config
@@ -152,5 +153,5 @@ def train(
     recipe = recipe_for(cohort, config, used)
     with KeptFeatures(cohort) as kept:
         inputs = see(cohort, recipe, config, kept, run)
-        data = Data(cohort.sections, inputs, targets)
+        data = Data(cohort.sections, inputs, targets, blocks_of(used))
         return fit(data, config, card_for(data, recipe, run.seed), run, used)

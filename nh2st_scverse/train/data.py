@@ -24,6 +24,8 @@ class Data:
         trained.
     targets
         Of each section as a whole; None where there is nothing measured.
+    blocks
+        Numbers of features of each kind in one field of view; each kind enters a model with equal total variance.
     positions
         For each section those of its spots (n,) among the N of the whole, None where it is whole.
     """
@@ -31,6 +33,7 @@ class Data:
     sections: tuple[Section, ...]
     inputs: tuple[np.ndarray, ...]
     targets: Targets | None = None
+    blocks: tuple[int, ...] = ()
     positions: tuple[np.ndarray | None, ...] = ()
 
     def __post_init__(self) -> None:
@@ -76,7 +79,8 @@ class Data:
             values = tuple(targets.values[i] for i in chosen)
             trainable = tuple(targets.trainable[i] for i in chosen)
             targets = Targets(targets.genes, targets.unit, values, trainable)
-        return Data(tuple(sections), tuple(self.inputs[i] for i in chosen), targets, tuple(positions))
+        inputs = tuple(self.inputs[i] for i in chosen)
+        return Data(tuple(sections), inputs, targets, self.blocks, tuple(positions))
 
     def whole(self, spots: Spots) -> Data:
         """The sections that some spots are of, with all their spots."""

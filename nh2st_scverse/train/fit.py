@@ -51,7 +51,6 @@ def fit_member(
     config: Config,
     run: Run,
     *,
-    blocks: Sequence[int] = (),
     trunk: nn.Module | None = None,
     on_epoch: Callable[[dict[str, float], int], None] | None = None,
     checkpoint: Path | None = None,
@@ -61,7 +60,7 @@ def fit_member(
     Parameters
     ----------
     train
-        Tensors with inputs and targets.
+        Spots with inputs and targets.
     held_out, wanted
         Whole sections, and the positions of their spots that decide when to stop.
     config
@@ -69,8 +68,6 @@ def fit_member(
     run
         Seed of initial weights, batches and dropout; the global random state is left as it was. Device and arguments
         for ``lightning.Trainer``.
-    blocks
-        Numbers of features of each kind, which enter with equal total variance.
     trunk
         Image encoder to train with the network.
     on_epoch
@@ -86,7 +83,7 @@ def fit_member(
     # The network alone is too small to gain from several threads, and waits for them when the processor is shared:
     # training can then take ten times as long.
     with seeded(run.seed), quiet(), threads(1 if trunk is None else None):
-        member = _prepare(spots, config, trunk, run.torch_device, blocks)
+        member = _prepare(spots, config, trunk, run.torch_device, train.blocks)
         if trunk is None and member.projection is not None:
             spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
         if member.linear is not None:
