@@ -62,7 +62,7 @@ class KernelRidge(nn.Module):
     def _likeness(self, x: Tensor) -> Tensor:
         if self.kernel == "linear":
             return x
-        away = torch.cdist(x, self.landmarks) / self.width
+        away = distances(x, self.landmarks) / self.width
         return (-away).softmax(dim=1) if self.kernel == "laplacian" else torch.exp(-(away**2))
 
     def fit(self, x: Tensor, y: Tensor, penalties: Sequence[float], rank: int | None = None) -> tuple[Tensor, Tensor]:
@@ -117,6 +117,13 @@ class KernelRidge(nn.Module):
         values, vectors = torch.linalg.eigh(self._likeness(self.landmarks).double())
         kept = values > 1e-6 * values.max()
         return vectors[:, kept] / values[kept].sqrt()
+
+
+def distances(x: Tensor, landmarks: Tensor) -> Tensor:
+    """Distances (B, M), in double precision where there is one: in single, that of a spot to itself is far from 0."""
+    if x.device.type == "mps":
+        return torch.cdist(x, landmarks, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(x.double(), landmarks.double()).to(x.dtype)
 
 
 def ridge_inputs(inputs: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:

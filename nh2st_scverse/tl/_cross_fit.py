@@ -170,10 +170,10 @@ def cross_fit(
                 )
             models.append(model)
             for at, spots in fold.held_out:
-                section, inputs = cohort.sections[at], data.inputs[at]
-                predicted[at][spots] = model.predict(section, inputs, run.torch_device)[spots]
+                section, seen = cohort.sections[at], data.inputs[at]
+                predicted[at][spots] = model.predict(section, seen, run.torch_device)[spots]
                 if model.trust.novelty is not None:
-                    novelty[at][spots] = novelty_of(model, section, inputs)[spots]
+                    novelty[at][spots] = novelty_of(model, section, seen)[spots]
     scores = held_out_pearson(targets, predicted)
     known = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
     values = np.concatenate(predicted)
