@@ -6,18 +6,24 @@ that ``pp.check`` shows what will be used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.spatial import cKDTree
 from skimage.filters import gaussian, threshold_otsu
 
 from nh2st_scverse._constants import VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_allowances
-from nh2st_scverse.data.geometry import Geometry, apply_affine, is_hexagonal
+from nh2st_scverse.data.geometry import Geometry, apply_affine, is_hexagonal, is_square
 from nh2st_scverse.data.patches import best_level, overhang, thumbnail
+from nh2st_scverse.data.placement import CELLS, ENOUGH_SPOTS, MOST_SPOTS, components_of
+from nh2st_scverse.data.placement import fit as fit_places
 from nh2st_scverse.data.quality import image_quality
 
 INPUT_PX = 224  # of an encoder's patch, for the pyramid level that is named
@@ -28,6 +34,8 @@ DOWNSCALED = 1.5  # µm per pixel above which an image named hires or lowres is 
 # are at least 6.8 µm and 2.6 px. The stain of their tissue is 0.038 to 0.088; at half of it, 0.017 to 0.029.
 BLURRED_UM, BLURRED_PX = 6.0, 2.25
 PALE = 0.03
+LEGACY_PITCH_UM, LEGACY_ROWS = 200.0, 40  # the arrays have 33 x 35 spots
+BLACK = 12.0  # of 255: not scanned
 DARK = 40.0  # of 255; theirs is 98 to 165
 
 
@@ -84,7 +92,14 @@ def raise_or_log(problems: Iterable[Problem], allow: str | Iterable[str] = (), *
             logger.warning("%s%s: %s%s", where, p.check, p.found, f"; {p.remedy}" if p.remedy else "")
 
 
-def in_section(geometry: Geometry, *, diameter_um: float, spacing_um: float, patch_um: float) -> list[Problem]:
+def in_section(
+    geometry: Geometry,
+    *,
+    diameter_um: float,
+    spacing_um: float,
+    patch_um: float,
+    counts: np.ndarray | sparse.spmatrix | None = None,
+) -> list[Problem]:
     """All that is looked at in one section but :func:`placement`, which comes before its spots are used for anything.
 
     Parameters
@@ -95,12 +110,16 @@ def in_section(geometry: Geometry, *, diameter_um: float, spacing_um: float, pat
         Of its spots.
     patch_um
         Side of a patch.
+    counts
+        (n, G) of its spots, if there are any.
     """
     usable = on_image(geometry)
     found = [
         *image(geometry),
+        *image_kind(geometry),
         *spots(geometry, diameter_um=diameter_um, spacing_um=spacing_um),
         *resolution(geometry, patch_um),
+        *fit(geometry, counts, spacing_um=spacing_um),
     ]
     return found + quality(geometry, geometry.pixels()[usable]) if usable.any() else found
 
@@ -133,7 +152,8 @@ def image(geometry: Geometry) -> list[Problem]:
 
 def spots(geometry: Geometry, *, diameter_um: float, spacing_um: float) -> list[Problem]:
     """How wide spots are, how far apart, and whether that is what the array has that they look like."""
-    hexagonal = is_hexagonal(geometry.pixels())
+    xy = geometry.pixels()
+    hexagonal = is_hexagonal(xy)
     found = [
         ok_unless(
             diameter_um > 1.1 * spacing_um,
@@ -143,15 +163,20 @@ def spots(geometry: Geometry, *, diameter_um: float, spacing_um: float) -> list[
             "they overlap: is their radius right, and microns_per_pixel?",
         )
     ]
-    # such circles on a hexagonal grid are Visium's, whatever µm per pixel says
-    visium = hexagonal and 0.5 < diameter_um / spacing_um < 0.75
-    if visium and abs(spacing_um / VISIUM_PITCH_UM - 1) > 0.1:
+    # circles that do not touch are those of an array, whatever µm per pixel says: grids of ours touch
+    touch = abs(diameter_um / spacing_um - 1) < 0.02
+    rim = np.ptp(xy, axis=0) * geometry.microns_per_pixel / spacing_um
+    legacy = not touch and is_square(xy) and rim.max() < LEGACY_ROWS and spacing_um > 60
+    visium = hexagonal and not touch and diameter_um > 0
+    pitch, array = (VISIUM_PITCH_UM, "Visium grid") if visium else (LEGACY_PITCH_UM, "legacy array")
+    if (visium or legacy) and abs(spacing_um / pitch - 1) > 0.05:
         found.append(
             Problem(
                 "spot spacing",
-                f"{spacing_um:.1f} µm in what looks like a Visium grid of {VISIUM_PITCH_UM:.0f} µm",
+                f"{spacing_um:.1f} µm in what looks like a {array} of {pitch:.0f} µm: µm per pixel is "
+                f"{spacing_um / pitch:.2g} times what the pitch says",
                 "warning",
-                f"microns_per_pixel={geometry.microns_per_pixel * VISIUM_PITCH_UM / spacing_um:.4g} would fit",
+                f"microns_per_pixel={geometry.microns_per_pixel * pitch / spacing_um:.4g} would fit",
             )
         )
     return found
@@ -231,13 +256,25 @@ def on_tissue(geometry: Geometry) -> tuple[float, float]:
 
 
 def tissue_of(picture: np.ndarray) -> np.ndarray:
-    """What is more colourful than glass on a picture (h, w, 3), by Otsu's threshold on its saturation: (h, w) bool."""
+    """What is more colourful than glass on a picture (h, w, 3), by Otsu's threshold on its saturation: (h, w) bool.
+
+    Black (not scanned) and ink are left out; where nothing is as pale as glass, all is tissue.
+    """
     picture = picture.astype(np.float32)
+    red, green, blue = np.moveaxis(picture, 2, 0)
     brightest = picture.max(axis=2)
     saturation = gaussian((brightest - picture.min(axis=2)) / np.maximum(brightest, 1), 3)
-    if np.ptp(saturation) < 1e-3:
+    # haematoxylin and eosin both let less green through than red and blue; pens of other colours do not
+    ink = (green > red + 30) | ((blue > 1.8 * red) & (blue > 60))
+    seen = (brightest > BLACK) & ~ink
+    if not seen.any() or np.ptp(saturation[seen]) < 1e-3:
         return np.zeros(saturation.shape, dtype=bool)
-    return np.asarray(saturation > threshold_otsu(saturation))
+    tissue = saturation > threshold_otsu(saturation[seen])
+    glass = seen & ~tissue
+    # glass is a third as colourful as tissue, or less; the paler half of tissue is more than half as colourful
+    if glass.any() and saturation[glass].mean() > 0.5 * saturation[seen & tissue].mean():
+        return np.asarray(seen)
+    return np.asarray(seen & tissue)
 
 
 def resolution(geometry: Geometry, patch_um: float) -> list[Problem]:
@@ -267,6 +304,199 @@ def resolution(geometry: Geometry, patch_um: float) -> list[Problem]:
         "this one, at a loss of accuracy"
     )
     return [Problem("patch", found, "error", remedy, allow="coarse")]
+
+
+REMEDIES = {
+    "x and y swapped": "Swap the columns of the coordinates (obsm['spatial'] is x, y)",
+    "mirrored": "Mirror the coordinates back (width or height minus them), or take the image that was not mirrored",
+    "turned": "Turn the coordinates back, or take the image that was not turned",
+    "scaled": "Divide the coordinates by that, or give the image its scale with "
+    "spatialdata.transformations.set_transformation",
+    "shifted": "Is the image cropped, or that of another section? Give it its place with "
+    "spatialdata.transformations.set_transformation",
+}
+
+
+def fit(geometry: Geometry, counts: np.ndarray | sparse.spmatrix | None, *, spacing_um: float) -> list[Problem]:
+    """Whether expression fits the picture better where the spots are than with them mirrored, turned, scaled, shifted.
+
+    Nothing is said of fewer than 60 spots, of spots too dense to be told apart in a small picture, or of values that
+    are no counts and no logarithms.
+
+    Parameters
+    ----------
+    geometry
+        The spots on their image.
+    counts
+        (n, G) counts of the spots or logarithms, or None.
+    spacing_um
+        Of the spots.
+    """
+    if counts is None or counts.shape[0] < ENOUGH_SPOTS or not counts.shape[1]:
+        return []
+    picture, level = thumbnail(geometry)
+    every = max(1, max(picture.shape) // 1024)
+    picture = picture[::every, ::every]
+    step = level.size[0] / picture.shape[1]
+    xy = apply_affine(level.from_shapes, geometry.coordinates) / step
+    spacing = spacing_um / level.microns_per_pixel / step
+    chosen = np.unique(np.linspace(0, len(xy) - 1, MOST_SPOTS).astype(int))
+    some = sparse.csr_matrix(counts[chosen], dtype=np.float64)
+    if spacing < CELLS or not np.isfinite(some.data).all() or (some.data < 0).any():
+        return []
+    whole = bool((some.data[:1000] % 1 == 0).all())
+    found = fit_places(
+        picture, tissue_of(picture), xy, components_of(some, logged=not whole), chosen=chosen, spacing=spacing
+    )
+    if not found.misplaced:
+        return [Problem("fit", f"expression and image fit: {found.score:.2f}, {found.best:.2f} if {found.cause}")]
+    remedy = next(text for cause, text in REMEDIES.items() if found.cause.startswith(cause))
+    return [
+        Problem(
+            "fit",
+            f"the spots look {found.cause}: without that expression fits the image better ({found.best:.2f} "
+            f"instead of {found.score:.2f})",
+            "warning",
+            f"{remedy}. Look with sdata.pl.render_images().pl.render_shapes().pl.show()",
+            allow="off_tissue",
+        )
+    ]
+
+
+def image_kind(geometry: Geometry) -> list[Problem]:
+    """Whether a picture looks like H&E in bright light: not grey, not on a dark ground."""
+    picture = thumbnail(geometry)[0].astype(np.float32)
+    brightest = picture.max(axis=2)
+    scanned = brightest > BLACK
+    remedy = "pass image_key= with the H&E image"
+    if not scanned.any():
+        return [Problem("H&E", "no: all is black", "warning", remedy)]
+    colour = float((brightest - picture.min(axis=2))[scanned].max())
+    if colour < 10:
+        return [Problem("H&E", "no: the picture is grey", "warning", remedy)]
+    bright = float(np.percentile(brightest[scanned], 95))
+    if bright < 120 or (scanned.mean() < 0.5 and np.median(brightest[scanned]) < 100):
+        why = "on a dark ground, as fluorescence or an inverted picture"
+        return [Problem("H&E", f"no: the picture is {why}", "warning", remedy)]
+    red, green, blue = (picture[..., i][scanned] for i in range(3))
+    stained = brightest[scanned] - np.minimum(np.minimum(red, green), blue) > 30
+    if stained.mean() > 0.01:
+        # both stains take green from white light: where red or blue is lowest, channels are exchanged or it is no H&E
+        lowest = np.mean(green[stained] <= np.minimum(red, blue)[stained] + 5)
+        if lowest < 0.4:
+            return [
+                Problem("H&E", "no: tissue is not purple or pink", "warning", f"{remedy}; are its channels r, g, b?")
+            ]
+    return [Problem("H&E", "looks like it: purple and pink on a bright ground")]
+
+
+def low_scores(pearson: np.ndarray) -> list[Problem]:
+    """What a mean held-out correlation near or below 0 means.
+
+    Parameters
+    ----------
+    pearson
+        (G,) of each gene, on spots that the model has not seen.
+    """
+    mean = float(np.nanmean(pearson)) if np.isfinite(pearson).any() else np.nan
+    if mean > 0.03:
+        return [Problem("held-out r", f"{mean:.3f} on average")]
+    return [
+        Problem(
+            "held-out r",
+            f"{mean:.3f} on average: the image tells nothing of the expression",
+            "warning",
+            "Likely: spots mirrored, turned or of another section (nh.pp.check), rows of the table in another order "
+            "than the spots, hardly any counts, or a blurred or coarse image",
+        )
+    ]
+
+
+def in_tissue(obs: pd.DataFrame) -> np.ndarray:
+    """Rows that count: not those that Space Ranger calls off the tissue (``in_tissue`` is 0). (n,) bool."""
+    if "in_tissue" not in obs:
+        return np.ones(len(obs), dtype=bool)
+    values = obs["in_tissue"].astype(str).str.strip().str.lower()
+    return ~values.isin(("0", "0.0", "false", "no")).to_numpy()
+
+
+def background(obs: pd.DataFrame) -> list[Problem]:
+    """Spots off the tissue, as a raw matrix has them."""
+    off = int((~in_tissue(obs)).sum())
+    if not off:
+        return []
+    found = f"{off} of {len(obs)} have in_tissue == 0: not trained on and not scored"
+    return [Problem("off tissue", found, "warning", "take the filtered matrix, or table[table.obs['in_tissue'] == 1]")]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What tells one section from another: its counts, its picture and where its spots are."""
+
+    name: str
+    group: str
+    geometry: Geometry
+    spacing_um: float
+    counts: np.ndarray | sparse.spmatrix | None = None  # (n, G)
+
+
+def repeated(pieces: Sequence[Piece]) -> list[Problem]:
+    """Sections of different groups with the same counts: held out, they are still learnt from."""
+    marks = [(piece, _marks(piece.counts)) for piece in pieces]
+    problems = []
+    for (a, first), (b, second) in combinations(marks, 2):
+        fewer = min(len(first), len(second))
+        if a.group != b.group and fewer >= 9 and len(first & second) > 0.5 * fewer:
+            problems.append(
+                Problem(
+                    "copies",
+                    f"{len(first & second)} spots of {a.name!r} have the same counts as spots of {b.name!r}, and their "
+                    "groups differ: what is held out would be learnt from",
+                    "error",
+                    "Leave one of them out, or give both one group with groups=",
+                )
+            )
+    return problems
+
+
+def _marks(counts: np.ndarray | sparse.spmatrix | None) -> set[tuple[float, float, int]]:
+    """Of each spot that has more than a few counts: their sum, the sum of their squares and how many are not 0."""
+    if counts is None or not counts.shape[1]:
+        return set()
+    values = sparse.csr_matrix(counts)
+    total, squares = (np.asarray(v.sum(axis=1), dtype=np.float64).ravel() for v in (values, values.multiply(values)))
+    n = values.getnnz(axis=1)
+    enough = (n > 10) & np.isfinite(total)
+    each = (np.round(total, 3), np.round(squares, 2), n)
+    return set(zip(*(v[enough].tolist() for v in each), strict=True))
+
+
+def touching(pieces: Sequence[Piece]) -> list[Problem]:
+    """Sections of different groups on one picture whose spots overlap or lie side by side."""
+    problems = []
+    pictures: dict[int, bytes] = {}
+
+    def picture(piece: Piece) -> bytes:
+        key = id(piece.geometry.levels[0].array)
+        if key not in pictures:
+            pictures[key] = thumbnail(piece.geometry, 256)[0].tobytes()
+        return pictures[key]
+
+    for a, b in combinations(pieces, 2):
+        same_size = a.geometry.levels[0].size == b.geometry.levels[0].size
+        if a.group == b.group or not same_size or picture(a) != picture(b):
+            continue
+        apart = cKDTree(a.geometry.pixels()).query(b.geometry.pixels())[0] * a.geometry.microns_per_pixel
+        spacing = max(a.spacing_um, b.spacing_um)
+        where = f"{a.name!r} and {b.name!r}, of different groups, are on one picture and"
+        if (apart < 0.25 * spacing).mean() > 0.5:
+            remedy = "Leave one of them out, or give both one group with groups="
+            problems.append(Problem("copies", f"{where} have their spots at the same places", "error", remedy))
+        elif apart.min() < 2.5 * spacing:
+            found = f"{where} are {apart.min():.0f} µm apart: what is held out borders on what is learnt from"
+            remedy = "Give both one group with groups=, or leave out the spots between them"
+            problems.append(Problem("neighbours", found, "warning", remedy))
+    return problems
 
 
 def quality(geometry: Geometry, places: np.ndarray) -> list[Problem]:

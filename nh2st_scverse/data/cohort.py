@@ -10,6 +10,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
@@ -157,9 +158,37 @@ def _check(cohort: Cohort, elements: Elements) -> None:
             )
         diameter = spot_diameter(sample.sdata.shapes[name], geometry)
         found = checks.in_section(
-            geometry, diameter_um=diameter, spacing_um=section.spacing_um, patch_um=cohort.patch_um
+            geometry,
+            diameter_um=diameter,
+            spacing_um=section.spacing_um,
+            patch_um=cohort.patch_um,
+            counts=counts_in_memory(sample.table, section.rows),
         )
+        found += checks.background(sample.table.obs.iloc[section.rows])
         checks.raise_or_log(found, elements.allow, section=section.name)
+
+
+def check_apart(cohort: Cohort) -> None:
+    """Raise when a section of one group is a copy of one of another, and log where groups touch."""
+    pieces = [
+        checks.Piece(
+            s.section.name,
+            s.section.group,
+            s.section.geometry,
+            s.section.spacing_um,
+            counts_in_memory(s.table, s.section.rows),
+        )
+        for s in cohort.samples
+    ]
+    checks.raise_or_log([*checks.repeated(pieces), *checks.touching(pieces)])
+
+
+def counts_in_memory(table: AnnData, rows: np.ndarray) -> Any:
+    """X of some rows; None where it is no matrix of numbers in memory."""
+    x = table.X
+    if not isinstance(x, np.ndarray | sparse.spmatrix | sparse.sparray) or not np.issubdtype(x.dtype, np.number):
+        return None
+    return x if np.array_equal(rows, np.arange(table.n_obs)) else x[rows]
 
 
 def patch_size(sections: Iterable[Section]) -> float:

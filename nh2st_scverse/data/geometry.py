@@ -72,15 +72,26 @@ def is_hexagonal(xy: np.ndarray) -> bool:
 
     Angles tell it where counts of neighbours do not: in scattered pieces of tissue few spots have all six.
     """
+    six, four = _symmetry(xy)
+    return six > 0.8 and four < 0.5
+
+
+def is_square(xy: np.ndarray) -> bool:
+    """Whether neighbouring spots lie at multiples of 90° from each other, as on a legacy array."""
+    six, four = _symmetry(xy)
+    return four > 0.8 and six < 0.5
+
+
+def _symmetry(xy: np.ndarray) -> tuple[float, float]:
+    """How nearly all angles between neighbours are multiples of 60°, and of 90°: 1 when they are."""
     if len(xy) < 20:
-        return False
+        return 0.0, 0.0
     near, far = cKDTree(xy).query_pairs(1.15 * spot_spacing(xy), output_type="ndarray").T
     if len(near) < len(xy) / 2:
-        return False
+        return 0.0, 0.0
     step = xy[far] - xy[near]
     angle = np.arctan2(step[:, 1], step[:, 0])
-    six, four = (abs(np.exp(1j * n * angle).mean()) for n in (6, 4))  # 1 when all angles are multiples of 60°, of 90°
-    return bool(six > 0.8 and four < 0.5)
+    return float(abs(np.exp(6j * angle).mean())), float(abs(np.exp(4j * angle).mean()))
 
 
 def spot_diameter(shapes: GeoDataFrame, geometry: Geometry) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 
 from nh2st_scverse._constants import LOG_UNIT
 from nh2st_scverse._logging import logger
+from nh2st_scverse.data.checks import in_tissue
 from nh2st_scverse.data.cohort import Cohort, Sample
 from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, matrix, smooth, to_dense
 from nh2st_scverse.data.folds import Spots
@@ -132,7 +133,8 @@ def measure(counts: Counts, panel: Sequence[str], *, library: str = "genome", sm
         if smoothed:
             target = smooth(target, *_array_positions(sample))
         values.append(target)
-        trainable.append(section.usable & (np.asarray(expressed.sum(axis=1)).ravel() > 0))
+        counted = in_tissue(sample.table.obs.iloc[section.rows]) & (np.asarray(expressed.sum(axis=1)).ravel() > 0)
+        trainable.append(section.usable & counted)
     return Targets(tuple(panel), unit + (", smoothed" if smoothed else ""), tuple(values), tuple(trainable))
 
 

@@ -18,7 +18,7 @@ from nh2st_scverse._options import Elements
 from nh2st_scverse._validators import as_allowances, check_positive, check_unique, choose_key
 from nh2st_scverse.data import checks
 from nh2st_scverse.data.checks import Problem
-from nh2st_scverse.data.cohort import PATCH_PER_SPACING, check_image_keys
+from nh2st_scverse.data.cohort import PATCH_PER_SPACING, check_image_keys, counts_in_memory
 from nh2st_scverse.data.expression import is_logged, matrix
 from nh2st_scverse.data.geometry import locate, locate_image, spot_diameter, spot_spacing
 from nh2st_scverse.data.quality import places_on
@@ -253,10 +253,13 @@ def _section(
     """The lines of one section. Returns the spacing of its spots in µm, NaN when there is none."""
     choose_key(sdata.shapes, region, what="shapes", argument="shapes_key")
     geometry = locate(sdata, region, image_key=image_key, microns_per_pixel=microns_per_pixel)
+    counts = None
     if table_key is not None:
         with lines.errors("spots"), suppress(checks.Refused), quiet():  # where spots lie is shown below
             (section,) = locate_sections(sdata, Elements.of(table_key, region, image_key, microns_per_pixel))
-            geometry = section.geometry
+            geometry, table = section.geometry, sdata.tables[table_key]
+            lines.show(checks.background(table.obs.iloc[section.rows]))
+            counts = counts_in_memory(table, section.rows)
     spacing = spot_spacing(geometry.pixels() * geometry.microns_per_pixel) if len(geometry.coordinates) > 1 else np.nan
     if not spacing > 0:
         lines.show(checks.image(geometry))
@@ -267,6 +270,7 @@ def _section(
         diameter_um=spot_diameter(sdata.shapes[region], geometry),
         spacing_um=spacing,
         patch_um=patch,
+        counts=counts,
     )
     lines.show(checks.allowed([*found, *checks.placement(geometry, region)], allowed))
     return spacing

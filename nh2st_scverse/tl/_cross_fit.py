@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Elements, Run
-from nh2st_scverse.data.cohort import Cohort, collect
+from nh2st_scverse.data.cohort import Cohort, check_apart, collect
 from nh2st_scverse.data.folds import Fold
 from nh2st_scverse.data.inputs import KeptFeatures, Recipe
 from nh2st_scverse.data.targets import Counts, Targets, choose_panel, measure
@@ -121,6 +121,7 @@ def cross_fit(
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
     used = choose_encoder(config, encoder, device)
     cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes)
+    check_apart(cohort)
     check_place(sdata, cohort.samples[0].table, key_added, table_added)
     if "fields" not in settings:
         config = fields_that_fit(cohort.sections, config, cohort.patch_um, seed)

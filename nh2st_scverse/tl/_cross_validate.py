@@ -16,7 +16,7 @@ from nh2st_scverse._constants import SCORES
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Elements, Run
 from nh2st_scverse._validators import check_one_of
-from nh2st_scverse.data.cohort import collect
+from nh2st_scverse.data.cohort import check_apart, collect
 from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.data.targets import Counts, choose_panel, measure
@@ -132,6 +132,7 @@ def cross_validate(
         seen = get(device=device)
         logger.info("NH2ST trains its encoder; the baselines use the frozen features of %r.", seen.name)
     cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes)
+    check_apart(cohort)
     # groups that share a fold are one group for the outer split; inside a fold they are groups of their own
     shared = outer_groups([section.group for section in cohort.sections], folds, fold_seed)
     outer = [replace(section, group=group) for section, group in zip(cohort.sections, shared, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 from spatialdata import SpatialData
 
 from nh2st_scverse._options import Elements, Run
-from nh2st_scverse.data.cohort import collect
+from nh2st_scverse.data.cohort import check_apart, collect
 from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.targets import Counts, choose_panel, measure
 from nh2st_scverse.encoders import Encoder
@@ -144,6 +144,7 @@ def train(
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
     used = choose_encoder(config, encoder, device)
     cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes)
+    check_apart(cohort)
     if "fields" not in settings:
         config = fields_that_fit(cohort.sections, config, cohort.patch_um, seed)
     counts = Counts.of(cohort, layer)
