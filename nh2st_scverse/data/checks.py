@@ -375,7 +375,7 @@ def image_kind(geometry: Geometry) -> list[Problem]:
     if colour < 10:
         return [Problem("H&E", "no: the picture is grey", "warning", remedy)]
     bright = float(np.percentile(brightest[scanned], 95))
-    if bright < 120 or (scanned.mean() < 0.5 and np.median(brightest[scanned]) < 100):
+    if bright < 120 or np.median(brightest[scanned]) < 80:
         why = "on a dark ground, as fluorescence or an inverted picture"
         return [Problem("H&E", f"no: the picture is {why}", "warning", remedy)]
     red, green, blue = (picture[..., i][scanned] for i in range(3))

@@ -170,16 +170,10 @@ def _check(cohort: Cohort, elements: Elements) -> None:
 
 def check_apart(cohort: Cohort) -> None:
     """Raise when a section of one group is a copy of one of another, and log where groups touch."""
-    pieces = [
-        checks.Piece(
-            s.section.name,
-            s.section.group,
-            s.section.geometry,
-            s.section.spacing_um,
-            counts_in_memory(s.table, s.section.rows),
-        )
-        for s in cohort.samples
-    ]
+    pieces = []
+    for sample in cohort.samples:
+        section, counts = sample.section, counts_in_memory(sample.table, sample.section.rows)
+        pieces.append(checks.Piece(section.name, section.group, section.geometry, section.spacing_um, counts))
     checks.raise_or_log([*checks.repeated(pieces), *checks.touching(pieces)])
 
 

@@ -31,7 +31,7 @@ def test_problems_are_raised_or_logged(caplog: pytest.LogCaptureFixture) -> None
     coarse = Problem("patch", "too coarse", "error", "Take another image", allow="coarse")
     with pytest.raises(FrozenInstanceError):
         coarse.found = "fine"  # type: ignore[misc]
-    with pytest.raises(Refused, match="too coarse. Take another image.") as refused:
+    with pytest.raises(Refused, match=r"too coarse\. Take another image\.") as refused:
         raise_or_log([Problem("image", "there"), coarse])
     assert refused.value.problems == [coarse] and isinstance(refused.value, ValueError)
     assert allowed([coarse], "coarse") == [replace(coarse, status="warning")]
@@ -43,7 +43,7 @@ def test_problems_are_raised_or_logged(caplog: pytest.LogCaptureFixture) -> None
 def painted(side: int = 200) -> np.ndarray:
     """Purple tissue on glass."""
     picture = np.full((side, side, 3), 240, dtype=np.uint8)
-    inner = (150, 90, 160) + RNG.integers(-20, 20, (side // 2, side // 2, 3))
+    inner = np.array([150, 90, 160]) + RNG.integers(-20, 20, (side // 2, side // 2, 3))
     picture[side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = inner
     return picture
 
@@ -110,9 +110,9 @@ def test_copies_and_neighbours_are_noticed() -> None:
     assert not repeated([a, piece("c", "q", others, xy, other)])
     (same,) = touching([a, piece("c", "q", others, xy, picture)])
     assert same.status == "error" and "same places" in same.found
-    (near,) = touching([a, piece("c", "q", others, xy + [800, 0], picture)])
+    (near,) = touching([a, piece("c", "q", others, xy + np.array([800, 0]), picture)])
     assert near.status == "warning" and "100 µm apart" in near.found
-    assert not touching([a, piece("c", "q", others, xy + [1800, 0], picture)])
+    assert not touching([a, piece("c", "q", others, xy + np.array([1800, 0]), picture)])
     assert not touching([a, piece("c", "q", others, xy, other)])
 
 

@@ -40,7 +40,7 @@ def wrong_places(xy: np.ndarray, size: np.ndarray) -> list[tuple[str, np.ndarray
         ("turned by a quarter", np.c_[height - y, x]),
         ("scaled by 0.8", xy * 0.8),
         ("scaled by 1.1", xy * 1.1),
-        ("shifted by about 3 spots", xy + [3 * spacing, 0]),
+        ("shifted by about 3 spots", xy + np.array([3 * spacing, 0])),
     ]
 
 
