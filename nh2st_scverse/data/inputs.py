@@ -192,7 +192,8 @@ def _encode(section: Section, encoder: Encoder, recipe: Recipe, mark: str, how: 
         _begun[mark] = features
         where = "in this session" if how.cache_dir is None else f"in {how.cache_dir}"
         raise KeyboardInterrupt(  # without the frames of the encoder
-            f"Encoding of {section.name!r} was interrupted; what is done is kept {where}: the same call goes on with it."
+            f"Encoding of {section.name!r} was interrupted; what is done is kept {where}: the same call goes on with "
+            "it."
         ) from None
 
 
