@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -233,11 +234,22 @@ def as_folder(folder: Any, *, argument: str) -> Path | None:
     there = next(one for one in (path, *path.absolute().parents) if one.exists() or one.is_symlink())
     if not there.is_dir():
         raise NotADirectoryError(f"Expected {argument}={str(folder)!r} to be a folder, but {there} is a file.")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not _takes_files(there):
         raise PermissionError(
             f"{argument}={str(folder)!r} cannot be written: {there} is closed to you. Choose another."
         )
     return path
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder: what root is told by os.access is not always so."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def check_checkpoints(folder: Path, *, resume: bool) -> None:
@@ -329,6 +341,11 @@ def check_trainer(run: Run) -> None:
     hints = get_type_hints(Trainer.__init__)
     for name, value in given.items():
         check_type(name, value, hints.get(name))
+    if given.get("limit_val_batches", 1) == 0 or given.get("check_val_every_n_epoch", 1) != 1:
+        raise ValueError(
+            "A member is validated after every epoch, which says when its training ends: leave limit_val_batches and "
+            f"check_val_every_n_epoch out of trainer_kwargs, found {dict(given)!r}."
+        )
     callbacks = given.get("callbacks") or []
     listed = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
     strange = [one for one in listed if not isinstance(one, Callback)]

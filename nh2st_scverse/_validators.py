@@ -100,6 +100,7 @@ def as_label(value: Any, *, argument: str) -> str:
     TypeError
         It is no text or number.
     """
+    value = value.item() if isinstance(value, np.generic) else value
     if value is None or value is pd.NA or value is pd.NaT or value != value:
         raise ValueError(f"Expected a name for every part of {argument}, found {value!r}: name it, or leave it out.")
     if not isinstance(value, str | Integral | Real | np.bool_):
@@ -158,7 +159,9 @@ def as_genes(genes: Any, *, argument: str = "genes") -> list[str]:
     if strange:
         raise TypeError(f"Expected {argument} to be names of genes, found {_short(strange[0])}.")
     if not names:
-        raise ValueError(f"Expected {argument} to be a panel of genes, found an empty list.")
+        raise ValueError(
+            f"Expected {argument} to be a panel of genes, found an empty list: name some, or pass 'highest_mean'."
+        )
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise ValueError(
@@ -182,6 +185,47 @@ def as_count(value: Any, *, argument: str, least: int = 1) -> int:
     return int(value)
 
 
+def check_path(path: Any, *, argument: str) -> None:
+    """Raise TypeError unless `path` is one."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise TypeError(f"Expected {argument} to be a path, found {type(path).__name__} {_short(path)}.")
+
+
+def check_link(table: Any, name: str) -> None:
+    """Raise unless a table says, by columns that it has, which spots its rows are of.
+
+    Raises
+    ------
+    KeyError
+        A key of ``uns["spatialdata_attrs"]`` or a column of ``obs`` is missing.
+    ValueError
+        Some rows have no id.
+    """
+    attributes = table.uns["spatialdata_attrs"]
+    remedy = (
+        "Mend with sdata.set_table_annotates_spatialelement(table_name, region=..., region_key=..., instance_key=...)"
+    )
+    keys = ("region", "region_key", "instance_key")
+    lacking = [k for k in keys if not isinstance(attributes, Mapping) or attributes.get(k) is None]
+    if lacking:
+        raise KeyError(
+            f"Expected {list(keys)} in uns['spatialdata_attrs'] of table {name!r}, found no {lacking}. {remedy}."
+        )
+    for key in keys[1:]:
+        column = attributes[key]
+        if column not in table.obs:
+            raise KeyError(
+                f"Expected the column {column!r} ({key} of table {name!r}) in its obs, found {list(table.obs)[:10]}. "
+                + remedy
+            )
+    missing = int(table.obs[attributes["instance_key"]].isna().sum())
+    if missing:
+        raise ValueError(
+            f"Expected an id of its spot for every row of table {name!r}, found {missing} without one in "
+            f"obs[{attributes['instance_key']!r}]. Leave those rows out."
+        )
+
+
 def as_file(path: Any, *, argument: str, suffixes: Collection[str] = ()) -> Path:
     """The path of a file that is there.
 
@@ -192,8 +236,7 @@ def as_file(path: Any, *, argument: str, suffixes: Collection[str] = ()) -> Path
     FileNotFoundError
         There is no such file; says which there are, with the endings `suffixes`.
     """
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise TypeError(f"Expected {argument} to be a path, found {type(path).__name__} {_short(path)}.")
+    check_path(path, argument=argument)
     file = Path(path).expanduser()
     if "\0" in str(file) or not file.is_file():
         parent = file.parent if "\0" not in str(file) else Path("nowhere")

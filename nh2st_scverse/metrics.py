@@ -393,7 +393,7 @@ def bootstrap(
     table = np.asarray(values, dtype=np.float64)
     if table.ndim != 2:
         raise ValueError(f"Expected values of shape (n_rows, n_columns), found {table.shape}.")
-    if n_resamples < 1:
+    if not isinstance(n_resamples, int | np.integer) or n_resamples < 1:
         raise ValueError(f"Expected n_resamples of 1 or more, found {n_resamples}.")
     rng = np.random.default_rng(seed)
 
@@ -516,7 +516,12 @@ def noise_ceiling(
 
 def _pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats]:
     """Both arrays as float64, with NaN in both where the prediction is NaN."""
-    x, y = np.asarray(measured, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    try:
+        x, y = np.asarray(measured, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected measured and predicted expression in numbers, found something else: {error}."
+        ) from error
     if x.ndim != 2 or x.shape != y.shape:
         raise ValueError(
             "Expected measured and predicted expression of the same shape (n_spots, n_genes), "

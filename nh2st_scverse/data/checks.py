@@ -281,6 +281,13 @@ def resolution(geometry: Geometry, patch_um: float) -> list[Problem]:
     """Whether the image is fine enough for a patch."""
     microns = geometry.microns_per_pixel
     pixels = patch_um / microns
+    if pixels > max(geometry.levels[0].size):
+        found = (
+            f"A patch of {patch_um:g} µm is larger than the image, {pixels:.0f} px of {max(geometry.levels[0].size)}"
+        )
+        return [
+            Problem("patch", found, "error", f"Pass a smaller patch_um=, or is microns_per_pixel={microns:.4g} wrong?")
+        ]
     level = best_level(geometry, patch_um, INPUT_PX)
     position = next(i for i, one in enumerate(geometry.levels) if one is level)
     found = (

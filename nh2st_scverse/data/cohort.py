@@ -16,7 +16,7 @@ from spatialdata.models import TableModel
 
 from nh2st_scverse._constants import N_NODES
 from nh2st_scverse._options import ANY, Elements
-from nh2st_scverse._validators import check_positive
+from nh2st_scverse._validators import as_label, as_sequence, by_text, check_positive
 from nh2st_scverse.data import checks
 from nh2st_scverse.data.geometry import spot_diameter
 from nh2st_scverse.data.section import Section, choose_table, locate_section, locate_sections
@@ -221,7 +221,7 @@ def as_dict(sdata: Any) -> dict[str, SpatialData]:
     if isinstance(sdata, SpatialData):
         return {"0": sdata}
     if isinstance(sdata, Mapping):
-        objects = {str(k): v for k, v in sdata.items()}
+        objects = by_text(sdata, argument="the dict of objects")
     elif isinstance(sdata, Sequence) and not isinstance(sdata, str):
         objects = {str(i): v for i, v in enumerate(sdata)}
     else:
@@ -249,17 +249,18 @@ def _groups(groups: Any, samples: Sequence[Sample], owner: Sequence[str], object
             table, section = sample.table, sample.section
             if groups not in table.obs:
                 raise KeyError(f"groups={groups!r} is not a column of the table. Available: {list(table.obs)}.")
-            values = table.obs[groups].iloc[section.rows].astype(str).unique()
+            values = table.obs[groups].iloc[section.rows].unique()
             if len(values) != 1:
                 raise ValueError(f"Expected one {groups!r} in section {section.name!r}, found {list(values)}.")
-            found.append(str(values[0]))
+            found.append(as_label(values[0], argument=f"groups={groups!r}"))
         return found
     if isinstance(groups, Mapping):
+        named = by_text(groups, argument="groups")
         for label in (names, owner):
-            if all(name in groups for name in label):
-                return [str(groups[name]) for name in label]
-        raise KeyError(f"Expected a group for each of {names}, found {list(groups)}.")
-    listed = [str(group) for group in groups]
+            if all(name in named for name in label):
+                return [as_label(named[name], argument="groups") for name in label]
+        raise KeyError(f"Expected a group for each of {names}, found {list(named)}.")
+    listed = [as_label(group, argument="groups") for group in as_sequence(groups, argument="groups")]
     if len(listed) == len(objects) and len(objects) > 1:
         return [listed[objects.index(name)] for name in owner]
     if len(listed) == len(samples):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from scipy.spatial import cKDTree
 from nh2st_scverse._constants import TARGET_SUM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._threads import threads
-from nh2st_scverse._validators import check_one_of, check_unique
+from nh2st_scverse._validators import as_genes, check_one_of, check_unique
 
 PANELS = ("highest_mean", "highly_variable")
 
@@ -181,17 +180,7 @@ def choose_genes(
     """
     common = set(names[0]).intersection(*names[1:])
     if not isinstance(genes, str):
-        panel = list(dict.fromkeys(map(str, genes)))
-        if not panel:
-            raise ValueError(
-                f"Expected a panel of genes, found an empty list. Pass names, or genes= one of {list(PANELS)}."
-            )
-        if len(panel) < len(list(genes)):
-            twice = [gene for gene, n in Counter(map(str, genes)).items() if n > 1]
-            raise ValueError(
-                f"Expected every gene of the panel once, found {twice[:5]} more than once: pass "
-                "genes=list(dict.fromkeys(genes))."
-            )
+        panel = as_genes(genes)
         lacking = [gene for gene in panel if gene not in common]
         if lacking:
             raise ValueError(

@@ -136,6 +136,11 @@ def look_up(section: Section, table: AnnData, tables: Mapping[str, AnnData], key
     """
     if key in table.obsm:
         found = np.asarray(table.obsm[key], dtype=np.float32)
+        if found.ndim != 2 or found.shape[1] < 2:
+            raise ValueError(
+                f"Expected features of several columns in obsm[{key!r}], found shape {found.shape}: one number for a "
+                "spot tells no genes apart."
+            )
         if not np.array_equal(section.rows, np.arange(len(found))):  # no copy of a large table
             found = found[section.rows]
     elif key in tables:

@@ -125,8 +125,17 @@ class _Column:
         """What is in a table."""
         if FEATURES not in table.uns or FEATURES not in table.obsm:
             return None
-        values = np.array(table.obsm[FEATURES], dtype=np.float32, copy=copy or None)
-        return cls(table, json.loads(table.uns[FEATURES]), values)
+        try:
+            marks = json.loads(table.uns[FEATURES])
+            values = np.array(table.obsm[FEATURES], dtype=np.float32, copy=copy or None)
+        except (TypeError, ValueError, RecursionError):
+            marks = None
+        if not isinstance(marks, dict):
+            raise ValueError(
+                f"Expected uns[{FEATURES!r}] and obsm[{FEATURES!r}] to be features that an earlier call left "
+                "there, found something else. Rename them: the name is needed."
+            )
+        return cls(table, marks, values)
 
     def write(self, table: AnnData) -> None:
         """Leave it in a table."""

@@ -10,7 +10,7 @@ from spatialdata import SpatialData
 from nh2st_scverse._constants import N_NODES
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import ANY, Elements
-from nh2st_scverse._validators import check_unique, choose_key
+from nh2st_scverse._validators import check_link, check_unique, choose_key
 from nh2st_scverse.data.checks import on_image
 from nh2st_scverse.data.geometry import Geometry, locate, spot_spacing
 from nh2st_scverse.data.neighbours import Neighbours, alone, neighbourhoods
@@ -101,6 +101,7 @@ def locate_sections(sdata: SpatialData, elements: Elements = ANY, *, n_nodes: in
     check_unique(table.obs_names, what="spot names", remedy="table.obs_names_make_unique()")
     check_unique(table.var_names, what="gene names", remedy="table.var_names_make_unique()")
 
+    check_link(table, table_key)
     attributes = table.uns["spatialdata_attrs"]
     region = attributes["region"]
     regions = [region] if isinstance(region, str) else list(region)
@@ -169,6 +170,14 @@ def locate_section(
     position = shapes.index.get_indexer(instances)  # rows and spots are matched by id, never by order
     if (position < 0).any():
         lacking = instances[position < 0]
+        kinds = {"text" if isinstance(one, str) else "numbers" for one in (instances[0], shapes.index[0])}
+        if len(kinds) == 2 and np.isin(instances.astype(str), shapes.index.astype(str)).all():
+            column = "table.obs[instance_key]"
+            raise ValueError(
+                f"The ids of {shapes_key!r} are text in one place and numbers in the other: {list(instances[:2])} in "
+                f"the table, {list(shapes.index[:2])} in the shapes. Give both one type: {column} = "
+                f"{column}.astype({str(shapes.index.dtype)!r})."
+            )
         raise ValueError(
             f"{len(lacking)} of {len(rows)} rows of the table name a spot that shapes {shapes_key!r} does not have, "
             f"e.g. {list(lacking[:5])}; it has e.g. {list(geometry.instances[:5])}. Mend with "

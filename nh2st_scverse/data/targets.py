@@ -83,7 +83,8 @@ def choose_panel(
     ValueError
         An empty panel, no gene in common, or listed genes that a section lacks.
     """
-    if n_genes is not None and (not isinstance(n_genes, int | np.integer) or n_genes < 1):
+    whole = isinstance(n_genes, int | np.integer) and not isinstance(n_genes, bool)
+    if n_genes is not None and (not whole or n_genes < 1):
         raise ValueError(f"Expected n_genes to be at least 1, or None for all genes, found {n_genes!r}.")
     names = counts.names
     if not isinstance(genes, str):

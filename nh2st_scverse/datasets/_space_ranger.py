@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from nh2st_scverse._constants import MICRONS_SUFFIX, VISIUM_PITCH_UM
+from nh2st_scverse._validators import check_path
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,8 +64,12 @@ def space_ranger_folder(sdata: SpatialData, *, path: str | os.PathLike[str]) -> 
     ['my_section_full_image', 'my_section_hires_image', 'my_section_lowres_image']
     """
     import tifffile
+    from spatialdata import SpatialData
     from spatialdata.transformations import get_transformation
 
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Expected a SpatialData object of nh.datasets.synthetic(), found {type(sdata).__name__}.")
+    check_path(path, argument="path")
     table = sdata.tables.get("table")
     if table is None or "synthetic" not in table.uns or len(sdata.images) != 1:
         raise ValueError(

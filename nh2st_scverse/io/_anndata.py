@@ -9,7 +9,7 @@ from spatialdata.models import TableModel
 
 from nh2st_scverse._constants import VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import check_name, check_sizes, check_unique, examples
+from nh2st_scverse._validators import check_name, check_positive, check_sizes, check_unique, examples
 from nh2st_scverse.io._image import ImageLike, read_image
 from nh2st_scverse.io._section import build_section, check_inside, spacing
 
@@ -90,9 +90,8 @@ def from_anndata(
     if not isinstance(adata, AnnData):
         raise TypeError(f"`adata` must be an AnnData, found {type(adata).__name__}.")
     check_name(section, argument="section")
-    check_sizes(
-        microns_per_pixel=microns_per_pixel, spot_pitch=spot_pitch, spot_diameter=spot_diameter, image_scale=image_scale
-    )
+    check_sizes(microns_per_pixel=microns_per_pixel, spot_pitch=spot_pitch, spot_diameter=spot_diameter)
+    check_positive(image_scale, argument="image_scale")
     check_unique(adata.obs_names, what="spot names", remedy="adata.obs_names_make_unique()")
     check_unique(adata.var_names, what="gene names", remedy="adata.var_names_make_unique()")
     _check_obs(adata)

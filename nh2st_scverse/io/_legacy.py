@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import zlib
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +17,7 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import as_file, check_name, check_sizes, check_unique, examples
+from nh2st_scverse._validators import as_file, check_name, check_positive, check_sizes, check_unique, examples
 from nh2st_scverse.io._image import IMAGE_SUFFIXES, ImageLike, read_image
 from nh2st_scverse.io._section import build_section, check_inside, name_of
 
@@ -95,9 +96,13 @@ def spatial_transcriptomics(
     >>> sdata["table"].shape
     (9, 2)
     """
-    check_sizes(
-        microns_per_pixel=microns_per_pixel, spot_diameter=spot_diameter, spot_pitch=spot_pitch, image_scale=image_scale
-    )
+    check_sizes(microns_per_pixel=microns_per_pixel)
+    for argument, value in {
+        "spot_diameter": spot_diameter,
+        "spot_pitch": spot_pitch,
+        "image_scale": image_scale,
+    }.items():
+        check_positive(value, argument=argument)
     if section is None:
         section = name_of(Path(image)) if isinstance(image, str | os.PathLike) else "section"
     check_name(section, argument="section")
@@ -152,6 +157,8 @@ def her2st(root: str | os.PathLike[str], section: str, **kwargs: Any) -> Spatial
     >>> import nh2st_scverse as nh
     >>> sdata = nh.io.her2st("her2st/data", "C2")  # doctest: +SKIP
     """
+    if not isinstance(root, str | os.PathLike):
+        raise TypeError(f"Expected root to be a path, found {type(root).__name__}.")
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
@@ -237,7 +244,7 @@ def _read_counts(path: Path) -> tuple[pd.Index, pd.Index, NDArray[np.float32]]:
         separator = _separator(file, path)
         header = next(csv.reader([file.readline()], delimiter=separator))
         # names are set here: pandas would rename duplicated genes in silence
-        frame = pd.read_csv(file, sep=separator, header=None, index_col=0, low_memory=False)
+        frame = _frame(file, path, sep=separator, header=None, index_col=0, low_memory=False)
     if frame.shape[1] == len(header):  # as R writes it: nothing above the row names
         genes = pd.Index(header)
     elif frame.shape[1] == len(header) - 1:
@@ -251,7 +258,7 @@ def _spots(spots: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     """Checked spot table, indexed by the name of the spot."""
     if isinstance(spots, str | os.PathLike):
         with _open(Path(spots), "spot") as file:
-            frame = pd.read_csv(file, sep=_separator(file, Path(spots)), skipinitialspace=True)
+            frame = _frame(file, Path(spots), sep=_separator(file, Path(spots)), skipinitialspace=True)
     elif isinstance(spots, pd.DataFrame):
         frame = spots.copy()
     else:
@@ -354,10 +361,21 @@ def _open(path: str | os.PathLike[str], what: str) -> TextIO:
     return path.open("rt", encoding="utf-8-sig", newline="")
 
 
+def _frame(file: TextIO, path: Path, **how: Any) -> pd.DataFrame:
+    """The rest of a table."""
+    try:
+        return pd.read_csv(file, **how)
+    except (ValueError, EOFError, OSError, zlib.error) as error:  # of pandas, and what damaged files lead to
+        raise ValueError(f"{path} is not a table that can be read ({error}). Is it whole?") from error
+
+
 def _separator(file: TextIO, path: Path) -> str:
     """The separator of a table, from its first line; the file is rewound."""
-    line = file.readline()
-    file.seek(0)
+    try:
+        line = file.readline()
+        file.seek(0)
+    except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is not a table that can be read ({error}). Is it whole?") from error
     separator = max("\t,; ", key=line.count)
     if line.count(separator) == 0:
         raise ValueError(f"{path} is not a table: there is no tab, comma, semicolon or space in its first line.")

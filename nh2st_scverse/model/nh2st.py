@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from nh2st_scverse._options import as_folder
+from nh2st_scverse._validators import check_path
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.model.card import Card
@@ -427,6 +429,8 @@ class NH2ST:
         >>> sorted(path.name for path in model.save("my_model").iterdir())
         ['history.csv', 'model.json', 'weights.safetensors']
         """
+        check_path(path, argument="path")
+        as_folder(path, argument="path")
         folder = Path(path)
         write(folder, self._description(), self._arrays(), self.history, overwrite=overwrite)
         return folder
@@ -465,6 +469,7 @@ class NH2ST:
         >>> nh.NH2ST.load(model.save("my_model")).identifier == model.identifier
         True
         """
+        check_path(path, argument="path")
         return cls(**read(Path(path), encoder))
 
     def _arrays(self) -> dict[str, torch.Tensor]:

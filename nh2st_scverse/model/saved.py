@@ -78,7 +78,7 @@ def read(folder: Path, encoder: str | Encoder | None) -> dict[str, Any]:
         written = about["format"]
         if not isinstance(written, int) or written < 1:
             raise ValueError(f"format {written!r}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"model.json in {folder} is damaged: {error!r}. Save the model again.") from error
     if written > FORMAT:
         raise ValueError(

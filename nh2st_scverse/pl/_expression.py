@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
-from nh2st_scverse._validators import check_positive
+from nh2st_scverse._validators import as_sequence, check_positive
 from nh2st_scverse.data.units import measure
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
@@ -223,7 +223,7 @@ def choose_genes(table: AnnData, prediction: Prediction, key: str, genes: str | 
     if genes is None:
         order = np.argsort(-np.nan_to_num(prediction.pearson, nan=-np.inf), kind="stable")
         return [prediction.genes[i] for i in order[:N_DEFAULT]]
-    panel = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+    panel = [genes] if isinstance(genes, str) else list(map(str, as_sequence(genes, argument="genes")))
     if not panel:
         raise ValueError("Expected one or more genes, found an empty list. genes=None draws the best ones.")
     missing = [gene for gene in panel if gene not in table.var_names]

@@ -96,8 +96,12 @@ def grid(
         raise TypeError(
             f"Expected a SpatialData object, found {type(slide).__name__}: read one with nh.io.slide(path)."
         )
-    check_name(key_added, argument="key_added")
     elements = [name for _, name, _ in slide.gen_elements()]
+    check_name(key_added, argument="key_added", beside=elements)
+    if model is not None and not hasattr(model, "spacing_um"):
+        raise TypeError(
+            f"Expected model= to be a model, found {type(model).__name__}: load one with nh.NH2ST.load(path)."
+        )
     if key_added in elements:
         raise ValueError(
             f"key_added={key_added!r} is there already, among {elements}: choose another name, or delete the old grid "
@@ -131,6 +135,8 @@ def make_grid(
     """The circles of :func:`grid` and the image they lie on; nothing is written."""
     check_positive(spacing_um, argument="spacing_um")
     check_positive(coverage, argument="coverage")
+    if coverage > 1:
+        raise ValueError(f"Expected coverage to be a share of a place, at most 1, found {coverage!r}.")
     check_positive(min_piece_um, argument="min_piece_um")
     check_one_of(shape, SHAPES, argument="shape")
     geometry = locate_image(slide, image_key=image_key, microns_per_pixel=microns_per_pixel)

@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._keys import Keys
+from nh2st_scverse._options import as_seed
 from nh2st_scverse._threads import threads
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.prediction import check_free, put
@@ -104,6 +105,7 @@ def biology(
     if isinstance(n_top, bool) or not isinstance(n_top, int | np.integer) or n_top < 1:
         raise ValueError(f"Expected n_top to be a whole number of at least 1, found {n_top!r}.")
     check_positive(resolution, argument="resolution")
+    seed = as_seed(seed)
     pair = compare(sdata, key=key, table_key=table_key, layer=layer)
     check_free(pair.table, key, Keys(key).of_biology, argument="key")
     genes = pd.Index(pair.genes)

@@ -15,8 +15,8 @@ from nh2st_scverse import metrics
 from nh2st_scverse._constants import SCORES
 from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
-from nh2st_scverse._options import Elements, Panel, Run
-from nh2st_scverse._validators import check_one_of
+from nh2st_scverse._options import Elements, Panel, Run, as_seed
+from nh2st_scverse._validators import as_sequence, check_one_of
 from nh2st_scverse.data.cohort import check_apart, collect
 from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.section import Section
@@ -134,7 +134,9 @@ def cross_validate(
         trainer_kwargs=trainer_kwargs,
     )
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
-    wanted = list(dict.fromkeys(baselines))
+    listed = [baselines] if isinstance(baselines, str) else baselines
+    wanted = list(dict.fromkeys(as_sequence(listed, argument="baselines")))
+    fold_seed = as_seed(fold_seed)
     for name in wanted:
         check_one_of(name, _baselines.BASELINES, argument="baselines")
     used = choose_encoder(config, encoder, device)

@@ -16,6 +16,7 @@ from nh2st_scverse import metrics
 from nh2st_scverse._constants import KEY, SCORES
 from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
+from nh2st_scverse._validators import as_count
 from nh2st_scverse.data.expression import is_logged, matrix, to_dense
 from nh2st_scverse.data.units import UNKNOWN_LOGS, Unit, measure
 from nh2st_scverse.prediction import Prediction, check_free, find_prediction, in_x, put, read
@@ -78,6 +79,7 @@ def evaluate(
     >>> nh.tl.evaluate(sdata).shape
     (30, 7)
     """
+    n_splits = as_count(n_splits, argument="n_splits")
     pair = compare(sdata, key=key, table_key=table_key, layer=layer)
     keys, table = Keys(key), pair.table
     check_free(table, key, keys.of_evaluation, argument="key")

@@ -16,8 +16,8 @@ from spatialdata import SpatialData
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
-from nh2st_scverse._options import Elements, Run
-from nh2st_scverse._validators import choose_key
+from nh2st_scverse._options import Elements, Run, as_flag
+from nh2st_scverse._validators import check_name, choose_key
 from nh2st_scverse.data.cohort import Cohort, Sample, collect, collect_places
 from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patches, encode
 from nh2st_scverse.data.neighbours import interleave, thinned_neighbourhoods
@@ -147,6 +147,14 @@ def predict_expression(
         raise TypeError(
             f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object (with "
             "a model from nh.tl.train([...]))."
+        )
+    for argument, name in {"key_added": key_added, "table_added": table_added}.items():
+        if argument == "key_added" or name is not None:
+            check_name(name, argument=argument)
+    uncertainty = as_flag(uncertainty, argument="uncertainty")
+    if model is not None and not isinstance(model, NH2ST):
+        raise TypeError(
+            f"Expected model= to be a model, found {type(model).__name__}: load one with nh.NH2ST.load(path)."
         )
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
     if model is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from nh2st_scverse._validators import check_one_of
+from nh2st_scverse._options import as_seed
+from nh2st_scverse._validators import as_count, check_one_of
 from nh2st_scverse.metrics import bootstrap
 
 UNIT = ["fold", "section"]  # what is held out: the rows that are resampled
@@ -58,7 +59,7 @@ def summarise(scores: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0) -
     >>> nh.tl.summarise(scores)[["pearson", "pearson_low", "pearson_high"]].shape
     (2, 3)
     """
-    _check(scores)
+    _check(scores, n_resamples, seed)
     found = {}
     for method, own in scores.groupby("method", sort=False):
         tables = {metric: _table(scores, method, metric) for metric in own["metric"].unique()}
@@ -130,7 +131,7 @@ def paired_differences(
     >>> nh.tl.paired_differences(scores, by="section")["other"].tolist()
     ['ridge', 'ridge']
     """
-    _check(scores)
+    _check(scores, n_resamples, seed)
     methods = list(dict.fromkeys(scores["method"]))
     check_one_of(method, methods, argument="method")
     check_one_of(metric, list(dict.fromkeys(scores["metric"])), argument="metric")
@@ -164,7 +165,11 @@ def paired_differences(
     return pd.DataFrame(rows)
 
 
-def _check(scores: pd.DataFrame) -> None:
+def _check(scores: pd.DataFrame, n_resamples: int, seed: int) -> None:
+    if not isinstance(scores, pd.DataFrame):
+        raise TypeError(f"Expected scores to be the table of nh.tl.cross_validate(...), found {type(scores).__name__}.")
+    as_count(n_resamples, argument="n_resamples")
+    as_seed(seed)
     wanted = [*UNIT, "method", "gene", "metric", "value", "ceiling"]
     lacking = [name for name in wanted if name not in scores]
     if lacking:
@@ -172,6 +177,8 @@ def _check(scores: pd.DataFrame) -> None:
             f"Expected the columns {wanted} of nh.tl.cross_validate(...), found no {lacking} among "
             f"{[str(c) for c in scores.columns]}."
         )
+    if not len(scores):
+        raise ValueError("Expected scores of nh.tl.cross_validate(...), found an empty table.")
 
 
 def _table(scores: pd.DataFrame, method: str, metric: str) -> pd.DataFrame:
