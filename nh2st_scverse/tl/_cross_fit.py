@@ -49,7 +49,7 @@ def cross_fit(
     genes: str | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
     preset: str = "default",
-    encoder: str | Encoder | None = None,
+    encoder: str | Encoder | Sequence[str | Encoder] | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,

@@ -21,6 +21,7 @@ from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.data.targets import Counts, choose_panel, measure
 from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse.encoders._base import blocks_of
 from nh2st_scverse.nn import Config
 from nh2st_scverse.tl import _baselines
 from nh2st_scverse.tl._cross_fit import fit_fold
@@ -40,7 +41,7 @@ def cross_validate(
     genes: str | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
     preset: str = "default",
-    encoder: str | Encoder | None = None,
+    encoder: str | Encoder | Sequence[str | Encoder] | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,
@@ -167,7 +168,7 @@ def cross_validate(
                     features.take(fold.train),
                     features.whole(fold.held_out),
                     standardise=config.standardise == "section",
-                    dim=seen.dim,
+                    blocks=blocks_of(seen),
                     seed=seed,
                 )
             for j, (position, spots) in enumerate(fold.held_out):

@@ -36,7 +36,7 @@ def predict_expression(
     key_added: str = KEY,
     table_added: str | None = None,
     uncertainty: bool = False,
-    encoder: str | Encoder | None = None,
+    encoder: str | Encoder | Sequence[str | Encoder] | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,
     image_key: str | Mapping[str, str] | None = None,
@@ -274,7 +274,9 @@ def _at_distance(sample: Sample, spacing_um: float) -> Sample:
     return sample
 
 
-def encoder_of(model: NH2ST, encoder: str | Encoder | None, device: str = "auto") -> Encoder | None:
+def encoder_of(
+    model: NH2ST, encoder: str | Encoder | Sequence[str | Encoder] | None, device: str = "auto"
+) -> Encoder | None:
     """The encoder that a model was trained with, checked by name and weights; None if the model holds it."""
     if model.config.fine_tune:
         return None

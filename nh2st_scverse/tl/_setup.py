@@ -28,10 +28,11 @@ from nh2st_scverse.train.data import Data
 LEFT_AT_LEAST = 0.7  # of the training spots that are left without a wider field of view: what a wider one must leave
 
 
-def choose_encoder(config: Config, encoder: str | Encoder | None, device: str) -> Encoder:
+def choose_encoder(config: Config, encoder: str | Encoder | Sequence[str | Encoder] | None, device: str) -> Encoder:
     """The encoder given, or that of the preset."""
-    trained = config.name == "paper" and config.fine_tune
-    return get(encoder if encoder is not None else "resnet18" if trained else DEFAULT, device=device)
+    if encoder is None and config.fine_tune:  # one network
+        encoder = "resnet18" if config.name == "paper" else "efficientnet_lite0"
+    return get(DEFAULT if encoder is None else encoder, device=device)
 
 
 def recipe_for(cohort: Cohort, config: Config, encoder: Encoder, train: Spots | None = None) -> Recipe:

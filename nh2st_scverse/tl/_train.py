@@ -27,7 +27,7 @@ def train(
     genes: str | Sequence[str] = "highest_mean",
     n_genes: int | None = 250,
     preset: str = "default",
-    encoder: str | Encoder | None = None,
+    encoder: str | Encoder | Sequence[str | Encoder] | None = None,
     patch_um: float | None = None,
     table_key: str | None = None,
     shapes_key: str | None = None,
@@ -64,10 +64,11 @@ def train(
     preset
         ``"default"``, or ``"paper"``: network and training as published, with a ResNet18 trained end to end.
     encoder
-        Image encoder: a name or an object (see :class:`nh2st_scverse.encoders.Encoder`). None takes
-        ``"efficientnet_lite0"``, or for preset ``"paper"`` a ResNet18 with random weights; the paper's own are
+        Image encoder: a name, an object (see :class:`nh2st_scverse.encoders.Encoder`), or a list of those, whose
+        features stand side by side: ``[uni, "statistics"]``. None takes ``"efficientnet_lite0_stages+statistics"``, or
+        for preset ``"paper"`` a ResNet18 with random weights; the paper's own are
         ``nh.encoders.ResNet18("tenpercent_resnet18.ckpt")``. It is frozen unless the preset or ``fine_tune=True``
-        trains it.
+        trains it, which is ``"efficientnet_lite0"`` then.
     patch_um
         Side of a patch in µm; None takes 0.75 of the spot spacing (Visium 75 µm, legacy ST 150 µm).
     table_key, shapes_key, image_key

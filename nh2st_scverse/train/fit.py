@@ -19,7 +19,8 @@ from nh2st_scverse._options import Run, quiet
 from nh2st_scverse._threads import threads
 from nh2st_scverse.encoders._torch import as_images, in_parts
 from nh2st_scverse.nn import Config, Member
-from nh2st_scverse.nn.member import SOME, gaussian_kernel, ridge_inputs
+from nh2st_scverse.nn.member import gaussian_kernel, ridge_inputs
+from nh2st_scverse.nn.projection import AT_ONCE
 from nh2st_scverse.train.batches import Batches, InOrder
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.checkpoint import SaveEpochs
@@ -30,7 +31,6 @@ from nh2st_scverse.train.task import Task
 from nh2st_scverse.train.tensors import Tensors, stack
 
 PENALTIES = 10.0 ** np.arange(-3, 4.5, 0.5)  # as parts of the mean eigenvalue
-FLAT = 1e-3  # of the largest: features that vary less are constant but for rounding
 ENOUGH = 50_000  # spots that tell a closed form what it can learn
 FIRST = 1000  # spots on which the components of a trunk's features are found
 PAIRED = 1000  # landmarks whose distances to each other tell the width of the kernel
@@ -53,6 +53,7 @@ def fit_member(
     config: Config,
     run: Run,
     *,
+    blocks: Sequence[int] = (),
     trunk: nn.Module | None = None,
     on_epoch: Callable[[dict[str, float], int], None] | None = None,
     checkpoint: Path | None = None,
@@ -70,6 +71,8 @@ def fit_member(
     run
         Seed of initial weights, batches and dropout; the global random state is left as it was. Device and arguments
         for ``lightning.Trainer``.
+    blocks
+        Numbers of features of each kind, which enter with equal total variance.
     trunk
         Image encoder to train with the network.
     on_epoch
@@ -85,7 +88,7 @@ def fit_member(
     # The network alone is too small to gain from several threads, and waits for them when the processor is shared:
     # training can then take ten times as long.
     with seeded(run.seed), quiet(), threads(1 if trunk is None else None):
-        member = _prepare(spots, config, trunk, run.torch_device)
+        member = _prepare(spots, config, trunk, run.torch_device, blocks)
         if trunk is None and member.projection is not None:
             spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
         if config.ridge:
@@ -126,7 +129,9 @@ def n_epochs(config: Config, batches: int) -> int:
     return min(config.max_epochs, max(wanted, min(10, math.ceil(10 * config.max_steps / batches))))
 
 
-def _prepare(spots: Tensors, config: Config, trunk: nn.Module | None, device: str = "cpu") -> Member:
+def _prepare(
+    spots: Tensors, config: Config, trunk: nn.Module | None, device: str = "cpu", blocks: Sequence[int] = ()
+) -> Member:
     """A member whose scaling is that of the training spots."""
     ready = torch.nonzero(spots.trainable)[:, 0]
     features = spots.inputs if trunk is None else _first_features(trunk, spots, ready, config, device)
@@ -136,9 +141,7 @@ def _prepare(spots: Tensors, config: Config, trunk: nn.Module | None, device: st
     n_landmarks = min(config.landmarks or 0, len(ready))
     member = Member(config, n_features, n_inputs, n_genes, trunk, n_landmarks)
     if member.projection is not None:
-        mean, matrix = principal_components(features[known], n_inputs)
-        member.projection.mean.copy_(mean)
-        member.projection.matrix.copy_(matrix)
+        member.projection.fit(features[known], blocks if trunk is None else ())
     if config.scale_target:
         member.target_mean.copy_(spots.targets[ready].mean(dim=0))
         member.target_scale.copy_(spots.targets[ready].std(dim=0) + 1e-3)
@@ -155,35 +158,10 @@ def _first_features(trunk: nn.Module, spots: Tensors, ready: Tensor, config: Con
     return torch.cat(parts)
 
 
-def principal_components(features: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Mean (F,) and matrix (F, n) that turn features (N, F) into n components of PCA, all scaled by one number.
-
-    Components keep their own spread: at variance 1 each, the least of them would drown the rest.
-    """
-    mean, scale = features.mean(dim=0), features.std(dim=0)
-    if torch.equal(features, features[:1].expand_as(features)):
-        raise ValueError(
-            "The features are the same for every training spot: is there tissue on the image, or is it the encoder?"
-        )
-    # what does not vary in training is left out: divided by almost nothing, it would explode on another section
-    weight = torch.where(scale > FLAT * scale.max(), 1 / scale.clamp(min=1e-12), 0)
-    parts = features.split(SOME)
-    if len(features) > features.shape[1]:  # many spots: (F, F) is smaller than (N, F)
-        products = torch.zeros(())
-        for some in parts:
-            scaled = (some - mean) * weight
-            products = products + scaled.T @ scaled
-        basis = torch.linalg.eigh(products).eigenvectors.flip(1)[:, :n]  # (F, n)
-    else:
-        basis = torch.linalg.svd((features - mean) * weight, full_matrices=False).Vh[:n].T
-    matrix = basis * weight[:, None]
-    return mean, matrix / torch.cat([(some - mean) @ matrix for some in parts]).std()
-
-
 def _fit_ridge(member: Member, spots: Tensors, held: Tensors, wanted: Tensor) -> None:
     """Give a member the closed-form ridge whose penalty correlates best on the held-out spots."""
     weights, genes = _closed_form(member, spots, PENALTIES)
-    parts = wanted.split(SOME)
+    parts = wanted.split(AT_ONCE)
     terms = (member.ridge_terms(held.inputs, held.nodes[some], held.mask[some]) for some in parts)
     found = torch.cat([torch.einsum("nm,pmr->pnr", x, weights) for x in terms], dim=1)  # (penalties, spots, rank)
     scores = [section_pearson(one @ genes.T, held, wanted) for one in found]
@@ -216,7 +194,7 @@ def _closed_form(member: Member, spots: Tensors, penalties: Iterable[float]) -> 
         ready = ready[torch.randperm(len(ready))[:ENOUGH]]
     span = _fit_kernel(member, spots, ready) if member.config.landmarks else None
     xx, xy, yy = torch.zeros(()), torch.zeros(()), torch.zeros(())
-    for some in ready.split(SOME):
+    for some in ready.split(AT_ONCE):
         x = member.ridge_terms(spots.inputs, spots.nodes[some], spots.mask[some]).double()
         x = x if span is None else x @ span
         y = ((spots.targets[some] - member.target_mean) / member.target_scale).double()

@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the scores (CSV) and a figure of each data set")
     parser.add_argument("--cache", type=Path, help="folder for the features, so that a second run need not encode")
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--encoder", default="efficientnet_lite0")
+    parser.add_argument("--encoder", help="name of an encoder, several joined by '+'; the default if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--baselines", nargs="*", default=["mean", *SAME, *FIELD])
     given = parser.parse_args()

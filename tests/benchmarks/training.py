@@ -48,7 +48,7 @@ def section(config: Config) -> Data:
     counts = Counts.of(cohort, None)
     panel = choose_panel(counts, "highest_mean", 250)
     targets = measure(counts, panel, library=config.library, smoothed=config.smooth)
-    encoder = nh.encoders.get("resnet18" if config.fine_tune else "efficientnet_lite0")
+    encoder = nh.encoders.get("resnet18") if config.fine_tune else nh.encoders.get()
     if config.fine_tune:
         return Data(cohort.sections, cut_patches(cohort, cohort.patch_um, encoder.input_size), targets)
     rng = np.random.default_rng(0)  # how features were made is not measured here

@@ -71,7 +71,8 @@ def test_default_gives_finite_features_of_the_stated_length(patches: np.ndarray)
     encoder = get()
     found = encoder(patches)
     assert isinstance(encoder, Encoder)
-    assert found.shape == (3, 1704) == (3, encoder.dim)
+    assert found.shape == (3, 495) == (3, encoder.dim)
+    assert encoder.blocks == (424, 71) and encoder.name == "efficientnet_lite0_stages+statistics"
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
     assert np.array_equal(found, encoder(patches))
@@ -79,16 +80,22 @@ def test_default_gives_finite_features_of_the_stated_length(patches: np.ndarray)
     assert found.std(axis=0).max() > 0.1
 
 
-def test_default_is_timms_network_pooled(patches: np.ndarray) -> None:
-    encoder = get()
+def test_lite0_is_timms_network_pooled(patches: np.ndarray) -> None:
+    encoder = get("efficientnet_lite0")
     images = torch.from_numpy((patches.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5).float().to(encoder.device)
     with torch.inference_mode():
         last = encoder.frozen.network.forward_features(images).mean(dim=(2, 3)).cpu().numpy()
-    assert np.allclose(encoder(patches)[:, :1280], last, atol=1e-4)
+    found = encoder(patches)
+    assert found.shape == (3, 1704) == (3, encoder.dim)
+    assert np.allclose(found[:, :1280], last, atol=1e-4)
+    stages = nh.encoders.EfficientNetLite0(head=False)
+    assert stages.name != encoder.name and stages.dim == 424
+    assert np.allclose(stages(patches), found[:, 1280:], atol=1e-5)
+    assert np.allclose(get()(patches)[:, :424], found[:, 1280:], atol=1e-5)  # the first block of the default
 
 
-def test_default_is_trained_and_frozen() -> None:
-    encoder = get()
+def test_lite0_is_trained_and_frozen() -> None:
+    encoder = get("efficientnet_lite0")
     assert len(encoder.weights_hash) == 16
     assert not any(p.requires_grad for p in encoder.frozen.parameters())
     assert float(encoder.frozen.network.bn1.running_var.std()) > 0.01  # 0 before training
@@ -108,11 +115,12 @@ def test_own_encoders_pass() -> None:
     own = MeanColour()
     assert get(own) is own
     assert isinstance(own, Encoder)
-    assert get("efficientnet_lite0") is get()
+    assert get("efficientnet_lite0_stages+statistics") is get()
+    assert get(["statistics"]) is get("statistics")
 
 
 def test_what_is_no_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'resnet18'\] or an encoder object, found 'uni'"):
+    with pytest.raises(ValueError, match=r"several of them joined by '\+', or an encoder object, found 'uni'"):
         get("uni")
     with pytest.raises(TypeError, match=r"found the class MeanColour: pass MeanColour\(\.\.\.\)"):
         get(MeanColour)

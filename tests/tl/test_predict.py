@@ -121,7 +121,7 @@ def test_one_section_is_cross_fitted_by_blocks(one: SpatialData, quick: dict[str
 def test_the_default_encoder_runs(two: SpatialData, quick: dict[str, Any]) -> None:
     quick.pop("encoder")
     nh.tl.predict_expression(two, **quick | {"fields": (1.0,), "max_epochs": 5})
-    assert two.tables["table"].uns["nh2st"]["encoder"] == "efficientnet_lite0"
+    assert two.tables["table"].uns["nh2st"]["encoder"] == nh.encoders.get().name
     assert two.tables["table"].var["nh2st_pearson"].mean() > 0.15
     assert two.tables["table"].obsm["nh2st_features"].shape[1] == nh.encoders.get().dim
 

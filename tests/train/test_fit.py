@@ -33,11 +33,12 @@ from nh2st_scverse.model import Card
 from nh2st_scverse.model.ensemble import fit as fit_model
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.nn.member import ridge_inputs
+from nh2st_scverse.nn.projection import principal_components
 from nh2st_scverse.train import best as best_module
 from nh2st_scverse.train import fit
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.data import Data
-from nh2st_scverse.train.fit import Fitted, fit_member, principal_components
+from nh2st_scverse.train.fit import Fitted, fit_member
 from nh2st_scverse.train.scores import gene_pearson, section_pearson
 from nh2st_scverse.train.task import Task, predict_batch
 from nh2st_scverse.train.tensors import section_features, stack

@@ -89,7 +89,7 @@ def test_paper_preset_learns(few: SpatialData, small: dict[str, Any]) -> None:
 
 def test_default_preset_trains_with_the_default_encoder(few: SpatialData, small: dict[str, Any]) -> None:
     model = nh.tl.train(few, n_genes=10, max_epochs=2, fields=(1.0,), progress=False, **small)
-    assert model.encoder == "efficientnet_lite0"
+    assert model.encoder == nh.encoders.get().name
     assert np.isfinite(model.history[sorted({*TERMS, "pearson"})].to_numpy()).all()
     assert few["table"].obsm["nh2st_features"].shape == (50, nh.encoders.get().dim)
     nh.tl.predict_expression(few, model=model, progress=False)
