@@ -23,7 +23,7 @@ from nh2st_scverse.model.saved import identifier, read, write
 from nh2st_scverse.model.trust import Trust
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.data import Data
-from nh2st_scverse.train.task import attend_batch, predict_batch
+from nh2st_scverse.train.task import attend_section, predict_section
 from nh2st_scverse.train.tensors import Tensors, stack
 from nh2st_scverse.train.trust import Novelty, Residuals
 
@@ -164,7 +164,7 @@ class NH2ST:
         >>> model.predict(section, features).shape == (section.n_spots, 20)
         True
         """
-        return self._over_members(predict_batch, section, inputs, device)[0]
+        return self._over_members(predict_section, section, inputs, device)[0]
 
     def attention(self, section: Section, inputs: np.ndarray, device: str = "cpu") -> np.ndarray:
         """How much each spot looks at itself and at its neighbours.
@@ -210,11 +210,11 @@ class NH2ST:
         (True, True)
         """
         check_context(self)
-        return self._over_members(attend_batch, section, inputs, device)[0]
+        return self._over_members(attend_section, section, inputs, device)[0]
 
     def _over_members(
         self,
-        of: Callable[[Member, Tensors, torch.Tensor], torch.Tensor],
+        of: Callable[[Member, Tensors], torch.Tensor],
         section: Section,
         inputs: np.ndarray,
         device: str,
@@ -232,7 +232,7 @@ class NH2ST:
 
     def _by_member(
         self,
-        of: Callable[[Member, Tensors, torch.Tensor], torch.Tensor],
+        of: Callable[[Member, Tensors], torch.Tensor],
         section: Section,
         inputs: np.ndarray,
         device: str,
@@ -252,9 +252,8 @@ class NH2ST:
                 seen = tensors
                 if member.trunk is None and member.projection is not None:
                     seen = replace(tensors, inputs=member.projection(tensors.inputs))
-                parts = [of(member, seen, b) for b in torch.arange(section.n_spots, device=device).split(512)]
+                found = of(member, seen).cpu().numpy()
                 member.cpu()
-            found = torch.cat(parts).cpu().numpy()
             found[~section.usable] = np.nan
             yield found
 
@@ -301,7 +300,7 @@ class NH2ST:
         """
         check_residuals(self)
         assert self.trust.residuals is not None
-        predicted, apart = self._over_members(predict_batch, section, inputs, device)
+        predicted, apart = self._over_members(predict_section, section, inputs, device)
         return predicted, self.trust.residuals.std(predicted, apart), novelty_of(self, section, inputs)
 
     def embed(self, predicted: np.ndarray) -> np.ndarray:

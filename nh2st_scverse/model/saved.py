@@ -175,7 +175,8 @@ def _members(
         with seeded(0):  # these weights are replaced
             trunk = None if layers is None else trunk_of(layers)
             sizes = about["n_features"], about["n_inputs"][i], len(about["genes"])
-            member = Member(config, *sizes, trunk, len(state.get("landmarks", ())))
+            landmarks = state.get("ridge.landmarks", state.get("landmarks", ()))  # the latter of earlier versions
+            member = Member(config, *sizes, trunk, len(landmarks))
         member.load_state_dict(state)
         members.append(member)
     return members

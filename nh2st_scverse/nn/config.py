@@ -16,6 +16,7 @@ Stain = Literal["none", "reinhard", "macenko", "vahadane"]
 Standardise = Literal["section", "none"]
 Library = Literal["genome", "panel"]
 Optimizer = Literal["adamw", "adam"]
+Kernel = Literal["laplacian", "gaussian"]
 
 
 class Settings(TypedDict, total=False):
@@ -39,6 +40,8 @@ class Settings(TypedDict, total=False):
     context: bool
     ridge: float
     landmarks: int | None
+    kernel: Kernel
+    fallback: bool
     rank: int | None
     mse: float
     pearson: float
@@ -120,11 +123,13 @@ class Config:
     input_dropout: float = _setting(0.1, "share of its inputs left out in training", least=0, below=1)
     context: bool = _setting(True, "let the images around a spot reach its prediction")
     ridge: float = _setting(
-        0.5, "share of a closed-form kernel ridge on the same inputs in the prediction", least=0, most=1
+        0.6, "share of a closed-form kernel ridge on the same inputs in the prediction", least=0, most=1
     )
     landmarks: int | None = _setting(
         1000, "training spots that its kernel compares with; None: a linear ridge", least=1
     )
+    kernel: Kernel = _setting("laplacian", "of the ridge: shares of likeness, which do not fade far away, or gaussian")
+    fallback: bool = _setting(True, "where a section is unlike the training tissue: ridges alone, a linear one too")
     rank: int | None = _setting(
         20, "principal components of the expression that it predicts; None: every gene by itself", least=1
     )
@@ -227,7 +232,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """Settings from :meth:`to_dict`."""
-        before = {"landmarks": None, "rank": None}  # of models that were saved before there were these
+        # of models that were saved before there were these
+        before = {"landmarks": None, "rank": None, "kernel": "gaussian", "fallback": False}
         known = {k: v for k, v in {**before, **values}.items() if k != "name"}
         return replace(cls.preset(**known), name=values["name"])
 

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nh2st_scverse.nn.config import Config
-from nh2st_scverse.nn.hypergraph import masked_mean
 from nh2st_scverse.nn.nh2st import Images, NH2STNetwork
 from nh2st_scverse.nn.projection import Projection
+from nh2st_scverse.nn.ridge import KernelRidge, ridge_inputs
 
 
 class Member(nn.Module):
-    """Projection of the features, the network, a closed-form ridge beside it, and the scale of the target.
+    """Projection of the features, the network, closed-form ridges beside it, and the scale of the target.
 
     Parameters
     ----------
@@ -33,9 +33,7 @@ class Member(nn.Module):
 
     target_mean: Tensor
     target_scale: Tensor
-    landmarks: Tensor
-    width: Tensor
-    ridge: Tensor
+    agreement: Tensor
 
     def __init__(
         self,
@@ -53,12 +51,13 @@ class Member(nn.Module):
         self.network = NH2STNetwork(config, n_inputs, n_genes)
         self.register_buffer("target_mean", torch.zeros(n_genes))
         self.register_buffer("target_scale", torch.ones(n_genes))
-        self.penalty = 1.0  # of the ridge, as a part of the mean eigenvalue; needed to fit it again only
-        if config.ridge and config.landmarks:
-            self.register_buffer("landmarks", torch.zeros(n_landmarks, 2 * n_inputs))
-            self.register_buffer("width", torch.ones(()))
-        if config.ridge:
-            self.register_buffer("ridge", torch.zeros(n_landmarks if config.landmarks else 2 * n_inputs, n_genes))
+        kernel = config.kernel if config.landmarks else "linear"
+        self.ridge = KernelRidge(kernel, 2 * n_inputs, n_genes, n_landmarks) if config.ridge else None
+        self.linear: KernelRidge | None = None
+        if self.ridge is not None and config.fallback and kernel != "linear":
+            self.linear = KernelRidge("linear", 2 * n_inputs, n_genes)
+            self.register_buffer("agreement", torch.ones(()))  # of both ridges on tissue that they never saw
+        self.register_load_state_dict_pre_hook(_rename)
 
     def images(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Images:
         """Run the network on inputs (U, C), or feature maps (U, channels, h, w), that `nodes` (B, K) index into."""
@@ -70,29 +69,31 @@ class Member(nn.Module):
             query = around[:, 0].unflatten(1, inputs.shape[1:]).flatten(2).transpose(1, 2).flatten(1)
         return self.network(query, around, mask, offsets)
 
-    def predict(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Tensor:
-        """Expression (B, G) in the unit of the target."""
+    def predict(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor, likeness: float = 1.0) -> Tensor:
+        """Expression (B, G) in the unit of the target.
+
+        `likeness` of the section to the training tissue, 1 down to 0, is the share of the network and the ridge beside
+        it; the rest is that of ridges alone, which lose less where a section is unlike.
+        """
         scaled = self.images(inputs, nodes, mask, offsets).prediction
-        if self.config.ridge:
-            closed_form = self.ridge_terms(inputs, nodes, mask) @ self.ridge
-            scaled = (1 - self.config.ridge) * scaled + self.config.ridge * closed_form
+        if self.ridge is not None:
+            x = ridge_inputs(inputs, nodes, mask)
+            near = self.ridge(x)
+            scaled = (1 - self.config.ridge) * scaled + self.config.ridge * near
+            if self.linear is not None and likeness < 1:
+                scaled = likeness * scaled + (1 - likeness) * (near + self.linear(x)) / 2
         return scaled * self.target_scale + self.target_mean
 
     def attention(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Tensor:
         """How much the network of a spot looks at each of its nodes: (B, K), sums to 1."""
         return self.network.looks_at(self.images(inputs, nodes, mask, offsets), mask)
 
-    def ridge_terms(self, inputs: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:
-        """What the ridge is linear in: likeness to the landmarks (B, M), or without them its inputs (B, 2 C)."""
-        x = ridge_inputs(inputs, nodes, mask)
-        return gaussian_kernel(x, self.landmarks, self.width) if self.config.landmarks else x
 
-
-def gaussian_kernel(x: Tensor, landmarks: Tensor, width: Tensor) -> Tensor:
-    """Likeness (B, M), 1 down to 0, of inputs (B, D) to landmarks (M, D): far from all of them nothing is predicted."""
-    return torch.exp(-((torch.cdist(x, landmarks) / width) ** 2))
-
-
-def ridge_inputs(inputs: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:
-    """What the ridge sees: a spot and the mean of its neighbourhood, (B, 2 C)."""
-    return torch.cat([inputs[nodes[:, 0]], masked_mean(inputs[nodes], mask)], dim=1)
+def _rename(member: Member, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Read the ridge of a member that was saved by an earlier version."""
+    if f"{prefix}ridge" in state:
+        weights = state.pop(f"{prefix}ridge")
+        state |= {f"{prefix}ridge.weights": weights, f"{prefix}ridge.mean": torch.zeros(len(weights))}
+        for name in ("landmarks", "width"):
+            if f"{prefix}{name}" in state:
+                state[f"{prefix}ridge.{name}"] = state.pop(f"{prefix}{name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,21 +19,20 @@ from nh2st_scverse._options import Run, quiet
 from nh2st_scverse._threads import threads
 from nh2st_scverse.encoders._torch import as_images, in_parts
 from nh2st_scverse.nn import Config, Member
-from nh2st_scverse.nn.member import gaussian_kernel, ridge_inputs
-from nh2st_scverse.nn.projection import AT_ONCE
+from nh2st_scverse.nn.ridge import AT_ONCE, ridge_inputs
 from nh2st_scverse.train.batches import Batches, InOrder
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.checkpoint import SaveEpochs
 from nh2st_scverse.train.data import Data
+from nh2st_scverse.train.likeness import agreement
 from nh2st_scverse.train.memory import kept_memory
 from nh2st_scverse.train.scores import section_pearson
 from nh2st_scverse.train.task import Task
 from nh2st_scverse.train.tensors import Tensors, stack
 
-PENALTIES = 10.0 ** np.arange(-3, 4.5, 0.5)  # as parts of the mean eigenvalue
+PENALTIES = 10.0 ** np.arange(-5, 4.5, 0.5)  # as parts of the mean eigenvalue
 ENOUGH = 50_000  # spots that tell a closed form what it can learn
 FIRST = 1000  # spots on which the components of a trunk's features are found
-PAIRED = 1000  # landmarks whose distances to each other tell the width of the kernel
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def fit_member(
         if trunk is None and member.projection is not None:
             spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
         if config.ridge:
-            _fit_ridge(member, spots, held, at)
+            _fit_ridges(member, spots, held, at)
         best = Best(config.patience)
         task = Task(member, spots, held, best, run.seed)
         batches = Batches(
@@ -158,19 +157,24 @@ def _first_features(trunk: nn.Module, spots: Tensors, ready: Tensor, config: Con
     return torch.cat(parts)
 
 
-def _fit_ridge(member: Member, spots: Tensors, held: Tensors, wanted: Tensor) -> None:
-    """Give a member the closed-form ridge whose penalty correlates best on the held-out spots."""
-    weights, genes = _closed_form(member, spots, PENALTIES)
-    parts = wanted.split(AT_ONCE)
-    terms = (member.ridge_terms(held.inputs, held.nodes[some], held.mask[some]) for some in parts)
-    found = torch.cat([torch.einsum("nm,pmr->pnr", x, weights) for x in terms], dim=1)  # (penalties, spots, rank)
-    scores = [section_pearson(one @ genes.T, held, wanted) for one in found]
-    best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2
-    member.ridge, member.penalty = weights[best] @ genes.T, float(PENALTIES[best])
+def _fit_ridges(member: Member, spots: Tensors, held: Tensors, wanted: Tensor) -> None:
+    """Give a member the closed-form ridges whose penalties correlate best on the held-out spots."""
+    x, y = _ridge_data(member, spots)
+    for ridge in (member.ridge, member.linear):
+        if ridge is None:
+            continue
+        weights, genes = ridge.fit(x, y, PENALTIES.tolist(), member.config.rank)
+        terms = (ridge.terms(ridge_inputs(held.inputs, held.nodes[b], held.mask[b])) for b in wanted.split(AT_ONCE))
+        found = torch.cat([torch.einsum("nm,pmr->pnr", x, weights) for x in terms], dim=1)  # (penalties, spots, rank)
+        scores = [section_pearson(one @ genes.T, held, wanted) for one in found]
+        best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2
+        ridge.keep(weights[best], genes, float(PENALTIES[best]))
+    if member.linear is not None:
+        member.agreement.fill_(agreement(member, held, wanted))
 
 
 def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> None:
-    """Fit the ridge of trained members again on all sections, with the penalty found on the held-out ones.
+    """Fit the ridges of trained members again on all sections, with the penalties found on the held-out ones.
 
     Closed form does not overfit by going on too long: once its penalty is known, no tissue need be kept from it.
     """
@@ -178,44 +182,22 @@ def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> Non
     for i, member in enumerate(members):
         with seeded(seed + i), threads(1):
             inputs = spots.inputs if member.projection is None else member.projection(spots.inputs)
-            weights, genes = _closed_form(member, replace(spots, inputs=inputs), [member.penalty])
-            member.ridge = weights[0] @ genes.T
+            x, y = _ridge_data(member, replace(spots, inputs=inputs))
+            for ridge in (member.ridge, member.linear):
+                if ridge is not None:
+                    if ridge.kernel != "linear":  # there may be more of them
+                        ridge.landmarks = x[: member.config.landmarks]
+                    weights, genes = ridge.fit(x, y, [ridge.penalty], member.config.rank)
+                    ridge.keep(weights[0], genes, ridge.penalty)
 
 
-def _closed_form(member: Member, spots: Tensors, penalties: Iterable[float]) -> tuple[Tensor, Tensor]:
-    """Ridge on the scaled target for each penalty: weights (penalties, M or 2 C, rank), and their genes (G, rank).
-
-    With landmarks it is a kernel ridge (Nyström; exact where every spot is a landmark). It predicts the principal
-    components of the expression: what genes share is less noisy than each gene. Tensors are taken some thousands at a
-    time: in double precision all of a large table would not fit.
-    """
+def _ridge_data(member: Member, spots: Tensors) -> tuple[Tensor, Tensor]:
+    """Inputs (N, 2 C) and scaled targets (N, G) of the training spots, some of them where they are very many."""
     ready = torch.nonzero(spots.trainable)[:, 0]
     if len(ready) > ENOUGH:
         ready = ready[torch.randperm(len(ready))[:ENOUGH]]
-    span = _fit_kernel(member, spots, ready) if member.config.landmarks else None
-    xx, xy, yy = torch.zeros(()), torch.zeros(()), torch.zeros(())
-    for some in ready.split(AT_ONCE):
-        x = member.ridge_terms(spots.inputs, spots.nodes[some], spots.mask[some]).double()
-        x = x if span is None else x @ span
-        y = ((spots.targets[some] - member.target_mean) / member.target_scale).double()
-        xx, xy, yy = xx + x.T @ x, xy + x.T @ y, yy + y.T @ y
-    genes = torch.linalg.eigh(yy).eigenvectors.flip(1)[:, : member.config.rank]
-    values, vectors = torch.linalg.eigh(xx)
-    rotated = vectors.T @ xy @ genes
-    back = vectors if span is None else span @ vectors
-    weights = torch.stack([back @ (rotated / (values + p * values.mean())[:, None]) for p in penalties])
-    return weights.float(), genes.float()
-
-
-def _fit_kernel(member: Member, spots: Tensors, ready: Tensor) -> Tensor:
-    """Choose landmarks and the width of the kernel; a matrix (M, M') that gives the likenesses unit covariance."""
-    some = ready[torch.randperm(len(ready))[: member.config.landmarks]]
-    member.landmarks = ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some])
-    apart = torch.pdist(member.landmarks[:PAIRED])
-    member.width = apart.median() if apart.any() else torch.ones(())
-    values, vectors = torch.linalg.eigh(gaussian_kernel(member.landmarks, member.landmarks, member.width).double())
-    kept = values > 1e-6 * values.max()
-    return vectors[:, kept] / values[kept].sqrt()
+    parts = [ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some]) for some in ready.split(AT_ONCE)]
+    return torch.cat(parts), (spots.targets[ready] - member.target_mean) / member.target_scale
 
 
 def _run(trainer: L.Trainer, task: Task, batches: Batches, validation: InOrder, checkpoint: Path | None) -> bool:

@@ -13,7 +13,10 @@ from torch import Tensor
 from nh2st_scverse.encoders._torch import as_images, in_parts
 from nh2st_scverse.nn import Member
 from nh2st_scverse.train.best import Best
+from nh2st_scverse.train.likeness import likeness
 from nh2st_scverse.train.tensors import Tensors
+
+AT_ONCE = 512  # spots that are predicted at a time
 
 
 class Task(L.LightningModule):
@@ -147,14 +150,27 @@ def vary(images: Tensor, jitter: float) -> Tensor:
     return images.clamp(min=1 / 255) ** factors.clamp(min=0.1)  # light that passes is exp(-density)
 
 
-def predict_batch(member: Member, spots: Tensors, batch: Tensor) -> Tensor:
+def predict_batch(member: Member, spots: Tensors, batch: Tensor, likeness: float = 1.0) -> Tensor:
     """Expression (B, G) of some spots, in the unit of the target."""
     nodes = spots.nodes[batch]
     inputs, local = encode_once(member, spots, nodes)
-    return member.predict(inputs, local, spots.mask[batch], spots.offsets[batch])
+    return member.predict(inputs, local, spots.mask[batch], spots.offsets[batch], likeness)
 
 
-def attend_batch(member: Member, spots: Tensors, batch: Tensor) -> Tensor:
-    """Attention (B, K) of some spots to their nodes."""
-    inputs, local = encode_once(member, spots, spots.nodes[batch])
-    return member.attention(inputs, local, spots.mask[batch], spots.offsets[batch])
+def predict_section(member: Member, spots: Tensors) -> Tensor:
+    """Expression (N, G) of the spots of a section, with the share of the network that its likeness allows."""
+    alike = likeness(member, spots)
+    return torch.cat([predict_batch(member, spots, batch, alike) for batch in _batches(spots)])
+
+
+def attend_section(member: Member, spots: Tensors) -> Tensor:
+    """Attention (N, K) of the spots of a section to their nodes."""
+    found = []
+    for batch in _batches(spots):
+        inputs, local = encode_once(member, spots, spots.nodes[batch])
+        found.append(member.attention(inputs, local, spots.mask[batch], spots.offsets[batch]))
+    return torch.cat(found)
+
+
+def _batches(spots: Tensors) -> tuple[Tensor, ...]:
+    return torch.arange(len(spots.nodes), device=spots.nodes.device).split(AT_ONCE)

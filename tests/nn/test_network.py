@@ -7,7 +7,7 @@ import torch
 
 import nh2st_scverse.nn.nh2st as module
 from nh2st_scverse.nn import Config, Member, NH2STNetwork
-from nh2st_scverse.nn.member import ridge_inputs
+from nh2st_scverse.nn.ridge import ridge_inputs
 
 B, K, D, G = 5, 9, 12, 7
 SMALL = {"embedding": 16, "hidden": 16, "bottleneck": 16, "heads": 2}
@@ -127,26 +127,37 @@ def test_expression_of_the_training_spots_is_not_needed_to_predict(batch: dict[s
     assert torch.equal(before, net(**batch).prediction)
 
 
-@pytest.mark.parametrize("landmarks", [None, 6])
+@pytest.mark.parametrize(("kernel", "landmarks"), [("linear", None), ("gaussian", 6), ("laplacian", 6)])
 def test_member_mixes_network_and_ridge_in_the_unit_of_the_target(
-    batch: dict[str, torch.Tensor], landmarks: int | None
+    batch: dict[str, torch.Tensor], kernel: str, landmarks: int | None
 ) -> None:
     inputs = torch.randn(20, D)
     nodes, mask = torch.randint(0, 20, (B, K)), batch["mask"]
-    member = Member(Config.preset(**SMALL, ridge=0.25, landmarks=landmarks), D, D, G, None, landmarks or 0).eval()
-    for buffer in (member.target_mean, member.target_scale, member.ridge):
+    chosen = {} if landmarks is None else {"kernel": kernel}
+    config = Config.preset(**SMALL, ridge=0.25, landmarks=landmarks, **chosen)
+    member = Member(config, D, D, G, None, landmarks or 0).eval()
+    for buffer in (member.target_mean, member.target_scale, member.ridge.weights, member.ridge.mean):
         buffer.uniform_(0.5, 2)
     if landmarks:
-        member.landmarks.normal_()
-        member.width.fill_(5)
+        member.ridge.landmarks.normal_()
+        member.ridge.width.fill_(5)
+        member.linear.weights.uniform_(0.5, 2)
     given = inputs, nodes, mask, batch["offsets"]
     seen = torch.stack([torch.cat([inputs[n[0]], inputs[n[m]].mean(dim=0)]) for n, m in zip(nodes, mask, strict=True)])
     assert torch.allclose(ridge_inputs(inputs, nodes, mask), seen, atol=1e-6)
     terms = seen
     if landmarks:
-        terms = torch.exp(-(seen[:, None] - member.landmarks).square().sum(dim=2) / 25)
-    scaled = 0.75 * member.images(*given).prediction + 0.25 * terms @ member.ridge
+        squared = (seen[:, None] - member.ridge.landmarks).square().sum(dim=2)
+        terms = torch.exp(-squared / 25) if kernel == "gaussian" else torch.exp(-squared.sqrt() / 5)
+        terms = terms if kernel == "gaussian" else terms / terms.sum(dim=1, keepdim=True)
+    near = (terms - member.ridge.mean) @ member.ridge.weights
+    scaled = 0.75 * member.images(*given).prediction + 0.25 * near
     assert torch.allclose(member.predict(*given), scaled * member.target_scale + member.target_mean, atol=1e-5)
+    assert (member.linear is None) == (landmarks is None)
+    if landmarks:  # a section that is a fifth like the training tissue
+        away = 0.2 * scaled + 0.8 * (near + seen @ member.linear.weights) / 2
+        found = member.predict(*given, likeness=0.2)
+        assert torch.allclose(found, away * member.target_scale + member.target_mean, atol=1e-5)
 
 
 def test_query_is_flattened_by_position_and_nodes_by_channel(batch: dict[str, torch.Tensor]) -> None:

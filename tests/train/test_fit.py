@@ -32,8 +32,8 @@ from nh2st_scverse._options import Run
 from nh2st_scverse.model import Card
 from nh2st_scverse.model.ensemble import fit as fit_model
 from nh2st_scverse.nn import Config, Member
-from nh2st_scverse.nn.member import ridge_inputs
 from nh2st_scverse.nn.projection import principal_components
+from nh2st_scverse.nn.ridge import ridge_inputs
 from nh2st_scverse.train import best as best_module
 from nh2st_scverse.train import fit
 from nh2st_scverse.train.best import Best, KeepBest
@@ -98,8 +98,8 @@ def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(data:
     wanted = torch.arange(data.sections[1].n_spots)
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
-    fit._fit_ridge(member, spots, held, wanted)
-    found = member.ridge.numpy()
+    fit._fit_ridges(member, spots, held, wanted)
+    found = member.ridge.weights.numpy()
 
     x = ridge_inputs(spots.inputs, spots.nodes, spots.mask).numpy().astype(float)
     x_held = ridge_inputs(held.inputs, held.nodes, held.mask).numpy().astype(float)
@@ -119,18 +119,18 @@ def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(data:
 def test_kernel_ridge_is_sklearns_on_the_principal_components_of_the_expression(
     data: Data, alone: Alone, rank: int | None
 ) -> None:
-    config = Config.preset(n_components=10, rank=rank)
+    config = Config.preset(n_components=10, rank=rank, kernel="gaussian")
     spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
-    fit._fit_ridge(member, spots, held, torch.arange(data.sections[1].n_spots))
-    predicted = member.ridge_terms(held.inputs, held.nodes, held.mask) @ member.ridge
+    fit._fit_ridges(member, spots, held, torch.arange(data.sections[1].n_spots))
+    predicted = member.ridge(ridge_inputs(held.inputs, held.nodes, held.mask))
 
     x, x_held = (ridge_inputs(s.inputs, s.nodes, s.mask).numpy().astype(float) for s in (spots, held))
-    assert float(member.width) == pytest.approx(np.median(pdist(x)), rel=1e-4)
+    assert float(member.ridge.width) == pytest.approx(np.median(pdist(x)), rel=1e-4)
     y = ((spots.targets - member.target_mean) / member.target_scale).numpy().astype(float)
     genes = np.linalg.svd(y, full_matrices=False)[2][:rank]
-    gamma = 1 / float(member.width) ** 2
+    gamma = 1 / float(member.ridge.width) ** 2
     alphas = fit.PENALTIES * np.linalg.eigvalsh(rbf_kernel(x, gamma=gamma)).mean()
     found = [
         KernelRidge(kernel="rbf", gamma=gamma, alpha=alpha).fit(x, y @ genes.T @ genes).predict(x_held)
@@ -148,9 +148,9 @@ def test_kernel_ridge_with_few_landmarks_is_near_the_whole_one(data: Data, alone
         member = fit._prepare(spots, Config.preset(n_components=10, landmarks=landmarks), None)
         inputs, held_inputs = member.projection(spots.inputs), member.projection(held.inputs)
         given = replace(spots, inputs=inputs), replace(held, inputs=held_inputs)
-        fit._fit_ridge(member, *given, torch.arange(data.sections[1].n_spots))
-        assert len(member.landmarks) == min(landmarks, data.sections[0].n_spots)
-        predicted[landmarks] = member.ridge_terms(held_inputs, held.nodes, held.mask) @ member.ridge
+        fit._fit_ridges(member, *given, torch.arange(data.sections[1].n_spots))
+        assert len(member.ridge.landmarks) == min(landmarks, data.sections[0].n_spots)
+        predicted[landmarks] = member.ridge(ridge_inputs(held_inputs, held.nodes, held.mask))
     assert np.corrcoef(predicted[50].ravel(), predicted[1000].ravel())[0, 1] > 0.9
 
 
@@ -168,7 +168,7 @@ def test_the_ridge_learns_from_all_groups_but_is_scored_on_those_it_did_not_see(
         assert r > pearsonr(mean.ravel(), data.target(i).ravel())[0]
     assert min(seen) > 0
     for member in model.members:  # each spot is a landmark of each member
-        assert len(member.landmarks) == sum(section.n_spots for section in data.sections)
+        assert len(member.ridge.landmarks) == sum(section.n_spots for section in data.sections)
 
 
 def test_ridge_does_without_held_out_counts(data: Data, alone: Alone) -> None:
@@ -177,8 +177,8 @@ def test_ridge_does_without_held_out_counts(data: Data, alone: Alone) -> None:
     held.targets = torch.zeros_like(held.targets)
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
-    fit._fit_ridge(member, spots, held, torch.arange(20))
-    assert torch.isfinite(member.ridge).all()
+    fit._fit_ridges(member, spots, held, torch.arange(20))
+    assert torch.isfinite(member.ridge.weights).all()
 
 
 # -------------------------------------------------------------------------------------------------------- scores

@@ -1,0 +1,124 @@
+"""Ridge regression in closed form, on likeness to some training spots or on the inputs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nh2st_scverse.nn.hypergraph import masked_mean
+
+AT_ONCE = 8192  # spots in double precision at a time: a large table as a whole would not fit
+PAIRED = 1000  # landmarks whose distances to each other tell the width of the kernel
+
+
+class KernelRidge(nn.Module):
+    """``y = (k(x) - mean) @ weights``, where ``k(x)`` (M,) tells how alike x is to each of M landmarks.
+
+    ============== ====================================================================================
+    ``laplacian``  ``k_j = exp(-|x - l_j| / width) / sum_i exp(-|x - l_i| / width)``: shares, which do not fade far from
+                   all landmarks, where the nearest still count most
+    ``gaussian``   ``k_j = exp(-|x - l_j|² / width²)``: far from all landmarks nothing is predicted
+    ``linear``     ``k(x) = x``, without landmarks
+    ============== ====================================================================================
+
+    Parameters
+    ----------
+    kernel
+        One of these.
+    n_inputs
+        D, length of x.
+    n_genes
+        G.
+    n_landmarks
+        M at most.
+    """
+
+    landmarks: Tensor
+    width: Tensor
+    mean: Tensor
+    weights: Tensor
+
+    def __init__(self, kernel: str, n_inputs: int, n_genes: int, n_landmarks: int = 0) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.penalty = 1.0  # as a part of the mean eigenvalue; needed to fit again only
+        n_terms = n_inputs if kernel == "linear" else n_landmarks
+        if kernel != "linear":
+            self.register_buffer("landmarks", torch.zeros(n_landmarks, n_inputs))
+            self.register_buffer("width", torch.ones(()))
+        self.register_buffer("mean", torch.zeros(n_terms))
+        self.register_buffer("weights", torch.zeros(n_terms, n_genes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predict (B, G) from (B, D)."""
+        return self.terms(x) @ self.weights
+
+    def terms(self, x: Tensor) -> Tensor:
+        """What the prediction is linear in: (B, D) gives (B, M), or (B, D) without landmarks."""
+        return self._likeness(x) - self.mean
+
+    def _likeness(self, x: Tensor) -> Tensor:
+        if self.kernel == "linear":
+            return x
+        away = torch.cdist(x, self.landmarks) / self.width
+        return (-away).softmax(dim=1) if self.kernel == "laplacian" else torch.exp(-(away**2))
+
+    def fit(self, x: Tensor, y: Tensor, penalties: Sequence[float], rank: int | None = None) -> tuple[Tensor, Tensor]:
+        """Weights for each penalty (P, M, rank), and the genes (G, rank) of what they predict.
+
+        Landmarks are drawn from the spots; where each is one, the solution is exact. Predicted are the principal
+        components of y: what genes share is less noisy than each gene.
+
+        Parameters
+        ----------
+        x
+            (N, D) inputs.
+        y
+            (N, G) targets, of mean 0.
+        penalties
+            As parts of the mean eigenvalue of ``k(x).T @ k(x)``.
+        rank
+            Components of y; None: every gene by itself.
+        """
+        span = None if self.kernel == "linear" else self._place(x)
+        xx, xy, yy, sums = (torch.zeros((), dtype=torch.float64) for _ in range(4))
+        for some in torch.arange(len(x)).split(AT_ONCE):
+            k, target = self._likeness(x[some]).double(), y[some].double()
+            xx, xy, yy = xx + k.T @ k, xy + k.T @ target, yy + target.T @ target
+            sums = sums + k.sum(dim=0)
+        if self.kernel == "laplacian":  # what all spots share says nothing
+            self.mean = (sums / len(x)).float()
+            centre = self.mean.double()
+            xx = xx - torch.outer(sums, centre) - torch.outer(centre, sums) + len(x) * torch.outer(centre, centre)
+            xy = xy - torch.outer(centre, y.double().sum(dim=0))
+        genes = torch.linalg.eigh(yy).eigenvectors.flip(1)[:, :rank]
+        if span is not None:
+            xx, xy = span.T @ xx @ span, span.T @ xy
+        values, vectors = torch.linalg.eigh(xx)
+        rotated = vectors.T @ xy @ genes
+        back = vectors if span is None else span @ vectors
+        weights = torch.stack([back @ (rotated / (values + p * values.mean())[:, None]) for p in penalties])
+        return weights.float(), genes.float()
+
+    def keep(self, weights: Tensor, genes: Tensor, penalty: float) -> None:
+        """Predict by weights (M, rank) of genes (G, rank), found with a penalty."""
+        self.weights, self.penalty = weights @ genes.T, penalty
+
+    def _place(self, x: Tensor) -> Tensor | None:
+        """Choose landmarks and width; a matrix (M, M') that gives likenesses of the kernel trick unit covariance."""
+        self.landmarks = x[torch.randperm(len(x))[: len(self.landmarks)]]
+        apart = torch.pdist(self.landmarks[:PAIRED])
+        self.width = apart.median() if apart.any() else torch.ones(())
+        self.mean = torch.zeros(len(self.landmarks))
+        if self.kernel == "laplacian":  # shares are no inner products: they are inputs like others
+            return None
+        values, vectors = torch.linalg.eigh(self._likeness(self.landmarks).double())
+        kept = values > 1e-6 * values.max()
+        return vectors[:, kept] / values[kept].sqrt()
+
+
+def ridge_inputs(inputs: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:
+    """What a ridge sees: a spot and the mean of its neighbourhood, (B, 2 C)."""
+    return torch.cat([inputs[nodes[:, 0]], masked_mean(inputs[nodes], mask)], dim=1)

@@ -1,0 +1,77 @@
+"""Ridges in closed form, against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist, pdist
+from sklearn.linear_model import Ridge
+
+from nh2st_scverse.nn import ridge as module
+from nh2st_scverse.nn.ridge import KernelRidge
+
+
+@pytest.fixture
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """60 inputs of length 5 and 8 genes, of mean 0, that depend on them in bends."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 5)
+    y = torch.sin(2 * x @ torch.randn(5, 8)) + 0.1 * torch.randn(60, 8)
+    return x, y - y.mean(dim=0)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("n_landmarks", [60, 20])
+def test_laplacian_ridge_is_a_ridge_on_shares_of_likeness(
+    pairs: tuple[torch.Tensor, torch.Tensor], rank: int | None, n_landmarks: int
+) -> None:
+    x, y = pairs
+    ridge = KernelRidge("laplacian", 5, 8, n_landmarks)
+    weights, genes = ridge.fit(x, y, [0.1, 10.0], rank)
+    marks = ridge.landmarks.numpy()
+    assert len(marks) == n_landmarks and set(map(tuple, marks)) <= set(map(tuple, x.numpy()))
+    assert float(ridge.width) == pytest.approx(np.median(pdist(marks)), rel=1e-2)
+
+    def shares(points: np.ndarray) -> np.ndarray:
+        alike = np.exp(-cdist(points, marks) / float(ridge.width))
+        return np.asarray(alike / alike.sum(axis=1, keepdims=True))
+
+    seen = shares(x.numpy())
+    centred = seen - seen.mean(axis=0)
+    axes = np.linalg.svd(y.numpy(), full_matrices=False)[2][:rank]
+    new = np.random.default_rng(1).normal(size=(9, 5)).astype(np.float32)
+    for penalty, one in zip((0.1, 10.0), weights, strict=True):
+        alpha = penalty * np.linalg.eigvalsh(centred.T @ centred).mean()
+        expected = Ridge(alpha=alpha, solver="cholesky").fit(seen, y.numpy() @ axes.T @ axes).predict(shares(new))
+        ridge.keep(one, genes, penalty)
+        assert ridge.penalty == penalty
+        assert np.allclose(ridge(torch.from_numpy(new)), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("kernel", ["laplacian", "gaussian", "linear"])
+def test_parts_of_a_large_table_give_what_it_gives_as_a_whole(
+    pairs: tuple[torch.Tensor, torch.Tensor], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for size in (7, 1000):
+        monkeypatch.setattr(module, "AT_ONCE", size)
+        ridge = KernelRidge(kernel, 5, 8, 60)
+        torch.manual_seed(1)
+        weights, genes = ridge.fit(*pairs, [0.1])
+        ridge.keep(weights[0], genes, 0.1)
+        found.append(ridge(pairs[0]))
+    assert torch.allclose(*found, atol=1e-3)
+
+
+def test_shares_of_likeness_do_not_fade_far_from_all_landmarks(pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    x, y = pairs
+    far = 30 * torch.eye(5)
+    spread = {}
+    for kernel in ("laplacian", "gaussian"):
+        ridge = KernelRidge(kernel, 5, 8, 60)
+        weights, genes = ridge.fit(x, y, [0.1])
+        ridge.keep(weights[0], genes, 0.1)
+        spread[kernel] = float(ridge(far).std(dim=0).mean() / ridge(x).std(dim=0).mean())
+    assert spread["gaussian"] < 1e-3
+    assert spread["laplacian"] > 0.2
