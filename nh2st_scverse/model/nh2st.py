@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import fields, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,10 +23,12 @@ from nh2st_scverse.model.saved import identifier, read, write
 from nh2st_scverse.model.trust import Trust
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.data import Data
+from nh2st_scverse.train.likeness import likeness
 from nh2st_scverse.train.task import attend_section, predict_section
 from nh2st_scverse.train.tensors import Tensors, stack
 from nh2st_scverse.train.trust import Novelty, Residuals
 
+T = TypeVar("T")
 N_NAMED = 4  # genes and sections that a summary names
 
 
@@ -166,6 +168,48 @@ class NH2ST:
         """
         return self._over_members(predict_section, section, inputs, device)[0]
 
+    def likeness(self, section: Section, inputs: np.ndarray, device: str = "cpu") -> float:
+        """How like the training tissue a section is.
+
+        What varies together in its images is compared with what does in the training sections. Where a section is
+        unlike, predictions come from ridges rather than from the network.
+
+        Parameters
+        ----------
+        section
+            The section, with neighbourhoods as large as the model's.
+        inputs
+            As for :meth:`predict`.
+        device
+            Where to compute.
+
+        Returns
+        -------
+        1 down to 0, the mean over the members. Times the correlation on held-out tissue, it is what to expect of the
+        section. 1 where it is not known: with ``fallback=False``, for models that hold their encoder or were saved by
+        earlier versions, and for sections of fewer than 50 spots.
+
+        Raises
+        ------
+        ValueError
+            Features of another number than those the model was trained on.
+
+        See Also
+        --------
+        predict : the expression.
+        uncertainty : how far each prediction may be off.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> section, other = nh.data.section.locate_sections(sdata)
+        >>> model.likeness(section, sdata["table"].obsm["nh2st_features"][section.rows]) > 0.5
+        True
+        """
+        return float(np.mean(list(self._by_member(likeness, section, inputs, device))))
+
     def attention(self, section: Section, inputs: np.ndarray, device: str = "cpu") -> np.ndarray:
         """How much each spot looks at itself and at its neighbours.
 
@@ -221,7 +265,9 @@ class NH2ST:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean of what the members say of each spot, and their variance (G,) about it, mean over spots, in one pass."""
         total, squares = np.zeros((), np.float32), np.zeros(())
-        for i, found in enumerate(self._by_member(of, section, inputs, device)):
+        for i, tensor in enumerate(self._by_member(of, section, inputs, device)):
+            found = tensor.cpu().numpy()
+            found[~section.usable] = np.nan
             before = total / np.float32(max(i, 1))
             total = total + found
             if i:  # Welford's update
@@ -232,12 +278,12 @@ class NH2ST:
 
     def _by_member(
         self,
-        of: Callable[[Member, Tensors], torch.Tensor],
+        of: Callable[[Member, Tensors], T],
         section: Section,
         inputs: np.ndarray,
         device: str,
-    ) -> Iterator[np.ndarray]:
-        """What each member says of the spots of a section, NaN without an image."""
+    ) -> Iterator[T]:
+        """What each member says of a section."""
         if inputs.ndim == 2 and inputs.shape[1] != self.members[0].n_features:
             raise ValueError(
                 f"The model was trained on {self.members[0].n_features} features ({self.encoder}), found "
@@ -252,9 +298,8 @@ class NH2ST:
                 seen = tensors
                 if member.trunk is None and member.projection is not None:
                     seen = replace(tensors, inputs=member.projection(tensors.inputs))
-                found = of(member, seen).cpu().numpy()
+                found = of(member, seen)
                 member.cpu()
-            found[~section.usable] = np.nan
             yield found
 
     def uncertainty(

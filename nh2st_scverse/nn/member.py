@@ -11,6 +11,8 @@ from nh2st_scverse.nn.nh2st import Images, NH2STNetwork
 from nh2st_scverse.nn.projection import Projection
 from nh2st_scverse.nn.ridge import KernelRidge, ridge_inputs
 
+FIRST = 30  # components that tell whether a section is like the training tissue
+
 
 class Member(nn.Module):
     """Projection of the features, the network, closed-form ridges beside it, and the scale of the target.
@@ -33,7 +35,7 @@ class Member(nn.Module):
 
     target_mean: Tensor
     target_scale: Tensor
-    agreement: Tensor
+    variance: Tensor
 
     def __init__(
         self,
@@ -54,9 +56,9 @@ class Member(nn.Module):
         kernel = config.kernel if config.landmarks else "linear"
         self.ridge = KernelRidge(kernel, 2 * n_inputs, n_genes, n_landmarks) if config.ridge else None
         self.linear: KernelRidge | None = None
-        if self.ridge is not None and config.fallback and kernel != "linear":
+        if self.ridge is not None and config.fallback and kernel != "linear" and self.projection is not None:
             self.linear = KernelRidge("linear", 2 * n_inputs, n_genes)
-            self.register_buffer("agreement", torch.ones(()))  # of both ridges on tissue that they never saw
+            self.register_buffer("variance", torch.ones(min(FIRST, n_inputs)))  # of the first inputs in training
         self.register_load_state_dict_pre_hook(_rename)
 
     def images(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from nh2st_scverse._validators import check_name, choose_key
 from nh2st_scverse.data.cohort import Cohort, Sample, collect, collect_places
 from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patches, encode
 from nh2st_scverse.data.neighbours import interleave, thinned_neighbourhoods
+from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder, Precomputed, get
 from nh2st_scverse.model import NH2ST, check_residuals, novelty_of
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
@@ -26,6 +28,7 @@ from nh2st_scverse.prediction import Prediction, in_x, write
 from nh2st_scverse.tl._cross_fit import cross_fit
 from nh2st_scverse.tl._setup import border, check_place, rows_of
 
+HALF = 0.5  # of the likeness: below, a prediction is warned of
 Grid = tuple[str, GeoDataFrame, str]  # name, circles, and the image they lie on
 
 
@@ -221,11 +224,30 @@ def _predict(cohort: Cohort, model: NH2ST, inputs: Sequence[np.ndarray], device:
         pearson=model.scores["pearson"].to_numpy(),
         embedding=model.embed(values),
         border=border(cohort, model.config),
-        about=model.provenance() | {"cross_fitted": False},
+        about=model.provenance() | {"cross_fitted": False} | _expected(model, pairs, device),
         std=std,
         widths=widths,
         novelty=novelty,
     )
+
+
+def _expected(model: NH2ST, pairs: Sequence[tuple[Section, np.ndarray]], device: str) -> dict[str, Any]:
+    """What to expect of the sections: the correlation on held-out training tissue, less where they are unlike it."""
+    held_out = model.provenance()["mean_pearson"]
+    alike = {section.name: model.likeness(section, seen, device) for section, seen in pairs}
+    for name, share in alike.items():
+        told = name, share, share * held_out, held_out
+        if share < HALF:
+            logger.warning(
+                "Section %r is unlike the training tissue (likeness %.2f): expected correlation %.2f, not %.2f as on "
+                "held-out tissue. It is predicted by ridges, which lose less there.",
+                *told,
+            )
+        else:
+            logger.info("Section %r: likeness %.2f, expected correlation %.2f (%.2f on held-out tissue).", *told)
+    number = sum(section.n_spots for section, _ in pairs)
+    mean = sum(alike[section.name] * section.n_spots for section, _ in pairs) / number
+    return {"likeness": json.dumps(alike), "expected_pearson": mean * held_out}
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from nh2st_scverse.train.batches import Batches, InOrder
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.checkpoint import SaveEpochs
 from nh2st_scverse.train.data import Data
-from nh2st_scverse.train.likeness import agreement
 from nh2st_scverse.train.memory import kept_memory
 from nh2st_scverse.train.scores import section_pearson
 from nh2st_scverse.train.task import Task
@@ -90,6 +89,8 @@ def fit_member(
         member = _prepare(spots, config, trunk, run.torch_device, blocks)
         if trunk is None and member.projection is not None:
             spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
+        if member.linear is not None:
+            member.variance.copy_(spots.inputs[spots.trainable, : len(member.variance)].var(dim=0))
         if config.ridge:
             _fit_ridges(member, spots, held, at)
         best = Best(config.patience)
@@ -169,8 +170,6 @@ def _fit_ridges(member: Member, spots: Tensors, held: Tensors, wanted: Tensor) -
         scores = [section_pearson(one @ genes.T, held, wanted) for one in found]
         best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2
         ridge.keep(weights[best], genes, float(PENALTIES[best]))
-    if member.linear is not None:
-        member.agreement.fill_(agreement(member, held, wanted))
 
 
 def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> None:

@@ -5,26 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.stats import pearsonr
 
 from nh2st_scverse.nn import Config, Member
-from nh2st_scverse.nn.ridge import ridge_inputs
 from nh2st_scverse.train import likeness as module
-from nh2st_scverse.train.likeness import agreement, likeness
+from nh2st_scverse.train.likeness import alignment, likeness
 from nh2st_scverse.train.task import predict_batch, predict_section
 from nh2st_scverse.train.tensors import Tensors
 
-N, C, G, K = 60, 6, 4, 3
+N, C, G, K = 200, 6, 4, 3
 
 
 @pytest.fixture
 def spots() -> Tensors:
-    """A section without counts."""
+    """A section without counts, whose inputs have the variances 6, 5 ... 1."""
     rng = torch.Generator().manual_seed(0)
     nodes = torch.randint(0, N, (N, K), generator=rng)
     nodes[:, 0] = torch.arange(N)
+    inputs = torch.randn(N, C, generator=rng) * torch.arange(C, 0, -1).sqrt() + 3
     return Tensors(
-        inputs=torch.randn(N, C, generator=rng),
+        inputs=inputs,
         nodes=nodes,
         mask=torch.ones(N, K, dtype=torch.bool),
         offsets=torch.randn(N, K, 2, generator=rng),
@@ -36,46 +35,55 @@ def spots() -> Tensors:
 
 @pytest.fixture
 def member() -> Member:
-    """One whose ridges say different things."""
+    """One that knows these variances, and whose ridges say different things."""
     torch.manual_seed(1)
-    config = Config.preset(embedding=8, hidden=8, bottleneck=8, heads=2, n_components=None, n_nodes=K)
+    config = Config.preset(embedding=8, hidden=8, bottleneck=8, heads=2, n_components=C, n_nodes=K)
     found = Member(config, C, C, G, None, 20).eval()
+    found.projection.matrix.copy_(torch.eye(C))
+    found.variance.copy_(torch.arange(C, 0, -1.0))
     for ridge in (found.ridge, found.linear):
         ridge.weights.normal_()
     found.ridge.landmarks.normal_()
-    found.ridge.width.fill_(1)
     return found
 
 
-def test_agreement_is_the_correlation_of_both_ridges(member: Member, spots: Tensors) -> None:
-    at = torch.arange(10, 50)
-    x = ridge_inputs(spots.inputs, spots.nodes[at], spots.mask[at])
-    pairs = zip(member.ridge(x).T.numpy(), member.linear(x).T.numpy(), strict=True)
-    expected = np.mean([pearsonr(a, b)[0] for a, b in pairs])
-    assert abs(expected) < 0.9
-    assert agreement(member, spots, at) == pytest.approx(expected, abs=1e-5)
-    assert agreement(member, spots, at[: module.FEWEST - 1]) == 1  # chance
+def test_alignment_is_the_cosine_of_two_covariances(spots: Tensors) -> None:
+    variance = torch.arange(C, 0, -1.0)
+    own, known = np.cov(spots.inputs.numpy().T, bias=True), np.diag(variance.numpy())
+    expected = (own * known).sum() / np.linalg.norm(own) / np.linalg.norm(known)
+    assert alignment(spots.inputs, variance) == pytest.approx(expected, abs=1e-5)
+    assert expected > 0.95
+    mixed = spots.inputs[:, :1] + 0.1 * spots.inputs  # all inputs vary with the first
+    assert alignment(mixed, variance) < 0.7
+    assert alignment(torch.zeros(9, C), variance) == 0
 
 
-@pytest.mark.parametrize(("now", "alike"), [(0.95, 1.0), (0.9, 0.991), (0.82, 0.5), (0.6, 0.0), (-0.3, 0.0)])
-def test_likeness_falls_with_disagreement_in_that_at_home(
+@pytest.mark.parametrize(("now", "alike"), [(1.0, 1.0), (0.92, 0.989), (0.86, 0.5), (0.75, 0.01), (0.1, 0.0)])
+def test_likeness_falls_with_the_alignment(
     member: Member, spots: Tensors, now: float, alike: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(module, "agreement", lambda *given: asked.append(given[2]) or now)
-    member.agreement.fill_(0.9)
+    monkeypatch.setattr(module, "alignment", lambda *given: asked.append(given) or now)
     assert likeness(member, spots) == pytest.approx(alike, abs=5e-3)
-    assert asked[0].tolist() == [i for i in range(N) if i != 5]  # a spot without an image is not asked
-    member.linear = None
+    there = [i for i in range(N) if i != 5]  # a spot without an image is not asked
+    assert torch.equal(asked[0][0], spots.inputs[there]) and torch.equal(asked[0][1], member.variance)
+    spots.trainable[module.FEWEST + 1 :] = False
+    assert likeness(member, spots) == pytest.approx(alike, abs=5e-3)
+    spots.trainable[module.FEWEST :] = False
+    assert likeness(member, spots) == 1  # chance
+    member.linear, spots.trainable[:] = None, True
     assert likeness(member, spots) == 1
 
 
 def test_a_section_is_predicted_with_the_share_that_its_likeness_allows(
     member: Member, spots: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nh2st_scverse.train.task.likeness", lambda *_: 0.3)
     monkeypatch.setattr("nh2st_scverse.train.task.AT_ONCE", 16)
+    strange = spots.inputs[:, :1] + 0.1 * spots.inputs
     with torch.inference_mode():
-        whole = predict_batch(member, spots, torch.arange(N), 0.3)
-        assert torch.allclose(predict_section(member, spots), whole, atol=1e-5)
-        assert not torch.allclose(whole, predict_batch(member, spots, torch.arange(N)), atol=1e-2)
+        home = predict_section(member, spots)
+        assert torch.allclose(home, predict_batch(member, spots, torch.arange(N)), atol=0.05)
+        spots.inputs = strange
+        away = predict_section(member, spots)
+        assert torch.allclose(away, predict_batch(member, spots, torch.arange(N), 0.0), atol=0.05)
+        assert not torch.allclose(away, predict_batch(member, spots, torch.arange(N)), atol=0.5)
