@@ -284,7 +284,7 @@ def test_images_are_scaled_as_for_imagenet() -> None:
 
 
 def test_a_trunk_starts_as_the_frozen_encoder_and_is_a_copy(patches: np.ndarray) -> None:
-    encoder = get()
+    encoder = get("efficientnet_lite0")
     trunk = encoder.trunk().train()
     images = torch.from_numpy(patches).permute(0, 3, 1, 2) / 255
     found = trunk(images)

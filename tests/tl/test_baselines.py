@@ -57,7 +57,7 @@ def test_each_baseline_finds_what_its_input_shows(monkeypatch: pytest.MonkeyPatc
     names = [name for name in BASELINES if name != "mean"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = predict(names, train, ["a", "b", "c"], [test, section(4)], standardise=True, blocks=(DIM,), seed=0)
+        found = predict(names, train, ["a", "b", "c"], [test, section(4)], standardise=True, dim=DIM, seed=0)
     assert set(found) == set(names) and all(len(parts) == 2 for parts in found.values())
     at = test.usable
     for name, (predicted, other) in found.items():
@@ -67,7 +67,7 @@ def test_each_baseline_finds_what_its_input_shows(monkeypatch: pytest.MonkeyPatc
         assert (second > 0.3) == ("@patch" not in name), name
         if name.startswith(("ridge", "mlp")):
             assert (around > 0.6) == name.endswith("_context"), name
-    again = predict(["retrieval"], train, ["a", "b", "c"], [test], standardise=True, blocks=(DIM,), seed=0)
+    again = predict(["retrieval"], train, ["a", "b", "c"], [test], standardise=True, dim=DIM, seed=0)
     assert np.array_equal(again["retrieval"][0], found["retrieval"][0])
 
 
@@ -81,6 +81,6 @@ def test_components_are_those_of_the_training_spots(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(_baselines.BASELINES, "ridge", (spy, ""))
     train = [section(0), section(1)]
     for test in (section(2), section(3, shift=100.0)):
-        predict(["ridge"], train, ["a", "b"], [test], standardise=False, blocks=(DIM,), seed=0)
+        predict(["ridge"], train, ["a", "b"], [test], standardise=False, dim=DIM, seed=0)
     assert np.array_equal(seen[0][0], seen[1][0])
     assert list(seen[0][1]) == ["a"] * 143 + ["b"] * 143
