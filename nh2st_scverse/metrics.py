@@ -19,7 +19,17 @@ from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import TARGET_SUM
 
-__all__ = ["bootstrap", "mae", "mse", "noise_ceiling", "pearson", "spearman", "ssim", "variance_ratio"]
+__all__ = [
+    "bootstrap",
+    "mae",
+    "mse",
+    "noise_ceiling",
+    "partial_pearson",
+    "pearson",
+    "spearman",
+    "ssim",
+    "variance_ratio",
+]
 
 
 def __dir__() -> list[str]:
@@ -28,6 +38,7 @@ def __dir__() -> list[str]:
 
 Floats: TypeAlias = NDArray[np.float64]
 
+EXACT = 1e-12  # of a squared correlation: nearer to 1 is a straight line but for rounding
 WINDOW = 7  # spots: side of the window that ssim compares, the usual one
 
 
@@ -63,6 +74,60 @@ def pearson(measured: ArrayLike, predicted: ArrayLike, *, constant: float = np.n
     array([ 1., nan])
     """
     return _correlation(*_pair(measured, predicted), constant)
+
+
+def partial_pearson(measured: ArrayLike, predicted: ArrayLike, given: ArrayLike, *, constant: float = np.nan) -> Floats:
+    """Pearson correlation of each gene that is left when what goes with one value of each spot is taken out.
+
+    With the logarithm of the total counts as `given` it tells what a prediction knows beyond how rich in RNA a spot is.
+
+    Parameters
+    ----------
+    measured
+        Measured expression, shape (n_spots, n_genes).
+    predicted
+        Predicted expression, same shape and unit; NaN where there is no prediction.
+    given
+        One finite value of each spot, shape (n_spots,).
+    constant
+        What a prediction counts that is constant where the measured values vary. The tools take 0.
+
+    Returns
+    -------
+    Correlations, shape (n_genes,), of what a straight line over `given` leaves of both. NaN for a gene whose measured
+    values are constant over the spots that count.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or are not two-dimensional, if ``measured`` holds NaN, or if ``given`` is not one finite
+        value of each spot.
+
+    See Also
+    --------
+    pearson
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> totals = [[0.0], [1.0], [2.0], [3.0]]
+    >>> measured, predicted = [[0.0], [1.0], [2.0], [3.5]], [[0.1], [1.0], [2.2], [2.9]]
+    >>> nh.metrics.partial_pearson(measured, predicted, [0.0, 1.0, 2.0, 3.0]).round(2)
+    array([-0.8])
+    """
+    x, y = _pair(measured, predicted)
+    line = np.asarray(given, dtype=np.float64)
+    if line.shape != (len(x),) or not np.isfinite(line).all():
+        raise ValueError(
+            f"Expected given= with one finite value of each of {len(x)} spots, found shape {line.shape}"
+            f"{'' if np.isfinite(line).all() else ', not all finite'}."
+        )
+    z = np.where(np.isnan(x), np.nan, line[:, None])  # of the spots that count for each gene
+    xy, xz, yz = _correlation(x, y, 0.0), np.nan_to_num(_correlation(x, z, 0.0)), np.nan_to_num(_correlation(y, z, 0.0))
+    of_x, of_y = (np.sqrt(np.where(r**2 > 1 - EXACT, 0, 1 - r**2)) for r in (xz, yz))  # what is left of either
+    left = np.where(np.isnan(xy), 0, of_x)
+    told = _centred(y).any(axis=0, where=~np.isnan(y)) & (of_y > 0)
+    return np.where(left > 0, np.where(told, np.clip(_divide(xy - xz * yz, left * of_y), -1, 1), constant), np.nan)
 
 
 def spearman(measured: ArrayLike, predicted: ArrayLike, *, constant: float = np.nan) -> Floats:

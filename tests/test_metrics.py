@@ -258,3 +258,32 @@ def test_bootstrap_resamples_what_it_is_told_to():
 def test_examples_run():
     result = doctest.testmod(metrics)
     assert result.attempted >= 12 and result.failed == 0
+
+
+# ------------------------------------------------------------------------------------------------ partial pearson
+
+
+def test_partial_pearson_is_that_of_the_residuals_of_straight_lines() -> None:
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=40)
+    measured, predicted = (given[:, None] + rng.normal(size=(40, 3)) for _ in range(2))
+    predicted[3, 1] = np.nan
+    found = metrics.partial_pearson(measured, predicted, given)
+    for g in range(3):
+        at = np.isfinite(predicted[:, g])
+        left = [v[at, g] - np.polyval(np.polyfit(given[at], v[at, g], 1), given[at]) for v in (measured, predicted)]
+        assert found[g] == pytest.approx(stats.pearsonr(*left)[0], abs=1e-9)
+    assert found.mean() < metrics.pearson(measured, predicted).mean() - 0.2
+
+
+def test_partial_pearson_of_what_the_given_value_tells_alone() -> None:
+    rng = np.random.default_rng(0)
+    given, measured = rng.normal(size=20), rng.normal(size=(20, 1))
+    for nothing in (3 * given[:, None] + 1, np.ones((20, 1))):
+        assert np.isnan(metrics.partial_pearson(measured, nothing, given)).all()
+        assert metrics.partial_pearson(measured, nothing, given, constant=0.0).tolist() == [0]
+        assert np.isnan(metrics.partial_pearson(nothing, measured, given, constant=0.0)).all()
+    with pytest.raises(ValueError, match=r"one finite value of each of 20 spots, found shape \(19,\)"):
+        metrics.partial_pearson(measured, measured, given[1:])
+    with pytest.raises(ValueError, match="not all finite"):
+        metrics.partial_pearson(measured, measured, np.full(20, np.nan))

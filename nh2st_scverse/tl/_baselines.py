@@ -7,6 +7,9 @@ Every baseline can be given three inputs, by the ending of its name:
 ``ridge_context``  the same, and beside it the mean of the spots around, as much as NH2ST sees
 ``ridge@patch``  as the field uses it: one standard patch, the features as the encoder gives them
 ==============  =======================================================================================
+
+Two are controls, which show how far one gets without looking closely: ``composition`` knows only which of a few kinds
+of tissue a spot is, ``position`` only where in its section it lies.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+from sklearn.cluster import KMeans
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -32,7 +36,8 @@ from nh2st_scverse.train.tensors import section_features
 
 Baseline = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 PENALTIES = 10.0 ** np.arange(1, 8)
-N_COMPONENTS = {"": 256, "_context": 512, "@patch": 256}
+N_COMPONENTS = {"": 256, "_context": 512, "@patch": 256, "@position": 9}
+N_KINDS = 10  # of tissue, that the composition is told by
 
 
 def mean(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
@@ -61,13 +66,20 @@ def mlp(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, se
         return scaled.fit(x / scale, y).predict(x_test / scale)
 
 
+def composition(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
+    """Mean of the training spots of the same kind of tissue: of the same cluster of the features."""
+    kinds = KMeans(min(N_KINDS, len(x)), n_init=3, random_state=seed).fit(x)
+    means = np.stack([y[kinds.labels_ == kind].mean(axis=0) for kind in range(kinds.n_clusters)])
+    return means[kinds.predict(x_test)]
+
+
 METHODS: dict[str, Baseline] = {"mean": mean, "knn": knn, "ridge": ridge, "mlp": mlp, "retrieval": retrieval}
 BASELINES: dict[str, tuple[Baseline, str]] = {
     name + ending: (method, ending)
-    for ending in N_COMPONENTS
+    for ending in ("", "_context", "@patch")
     for name, method in METHODS.items()
     if name != "mean" or ending == ""
-}
+} | {"composition": (composition, ""), "position": (ridge, "@position")}
 
 
 def inputs(data: Data, i: int, ending: str, *, standardise: bool, dim: int) -> np.ndarray:
@@ -78,13 +90,16 @@ def inputs(data: Data, i: int, ending: str, *, standardise: bool, dim: int) -> n
     data, i
         Features, and the position of the section.
     ending
-        ``""``, ``"_context"`` or ``"@patch"``: of the name of the baseline.
+        ``""``, ``"_context"``, ``"@patch"`` or ``"@position"``: of the input of the baseline.
     standardise
         Whether features are standardised within the section.
     dim
         Features of one field of view; those of the standard patch come first.
     """
     section = data.sections[i]
+    if ending == "@position":  # a smooth surface: x and y up to the third power, in halves of the section's extent
+        x, y = ((section.xy_um - section.xy_um.mean(axis=0)) / (np.ptp(section.xy_um, axis=0) / 2 + 1e-9)).T
+        return np.stack([x, y, x * x, x * y, y * y, x**3, x * x * y, x * y * y, y**3], axis=1)
     if ending == "@patch":
         return section_features(section, data.input(i), False)[:, :dim]
     own = section_features(section, data.input(i), standardise)
@@ -114,7 +129,7 @@ def predict(
         x = np.concatenate([of(train, i)[known] for i, known in enumerate(ready)])
         x_test = np.concatenate([of(test, i) for i in range(len(test.sections))])
         n = min(N_COMPONENTS[ending], x.shape[1], len(x) // 2)  # a fold of the tuning has fewer spots
-        scaler, weight = StandardScaler().fit(x), np.resize(share, x.shape[1])
+        scaler, weight = StandardScaler().fit(x), np.resize(np.ones(1) if ending == "@position" else share, x.shape[1])
         x, x_test = scaler.transform(x) * weight, scaler.transform(x_test) * weight
         components = PCA(n, random_state=seed, svd_solver="randomized").fit(x)
         x, x_test = components.transform(x), components.transform(x_test)

@@ -25,7 +25,7 @@ from nh2st_scverse.encoders._base import blocks_of
 from nh2st_scverse.nn import Config
 from nh2st_scverse.tl import _baselines
 from nh2st_scverse.tl._cross_fit import fit_fold
-from nh2st_scverse.tl._evaluate import ceilings
+from nh2st_scverse.tl._evaluate import ceilings, log_totals
 from nh2st_scverse.tl._setup import choose_encoder, fields_that_fit, outer_folds, recipe_for, see
 from nh2st_scverse.tl._splits import outer_groups
 from nh2st_scverse.train.data import Data
@@ -78,7 +78,9 @@ def cross_validate(
         BLEEP: mean of the training spots whose expression is nearest in a contrastive space). They see the features of
         a spot as NH2ST does: all fields of view, standardised in the same way. Two endings change what they see:
         ``"ridge_context"`` has the mean of the spots around beside it, ``"ridge@patch"`` what is usual, one standard
-        patch for each spot and the features as the encoder gives them.
+        patch for each spot and the features as the encoder gives them. Two are controls: ``"composition"`` knows only
+        which of ten kinds of tissue a spot is (clusters of the features), ``"position"`` only where in its section it
+        lies (a smooth surface).
     table_key, shapes_key, image_key, layer, microns_per_pixel, allow, device, seed, progress
         As in :func:`train`.
     cache_dir, client, checkpoint_dir, resume, trainer_kwargs, settings
@@ -88,7 +90,8 @@ def cross_validate(
     -------
     Tidy: ``fold`` (the groups left out), ``section``, ``method``, ``gene``, ``metric``, ``value`` and ``ceiling``, the
     noise ceiling of the gene in this section (NaN without raw counts). Metrics are pearson, spearman, mse, mae,
-    variance_ratio and ssim, all against the unsmoothed target; where training smooths its target (preset
+    variance_ratio and ssim, all against the unsmoothed target; with raw counts also partial_pearson, what is left of
+    the correlation when total counts are taken out; where training smooths its target (preset
     ``"paper"``), pearson_smoothed and mse_smoothed are beside them. A constant prediction, as that of ``"mean"``, has
     no correlation (NaN). :func:`summarise` makes one table of it. In the tables only the features of the images are
     kept.
@@ -175,10 +178,13 @@ def cross_validate(
                 sample, section = cohort.samples[position], cohort.sections[position]
                 spots = spots[targets.trainable[position][spots]]
                 ceiling = ceilings(sample.table, section.rows[spots], panel, layer, config.library)
+                totals = log_totals(sample.table, section.rows[spots], layer)
                 about = {"fold": fold.name, "section": section.name, "gene": panel}
                 for method, values in predicted.items():
                     pair = measured.values[position][spots], values[j][spots]
                     scores = _score(section, spots, *pair)
+                    if totals is not None:
+                        scores["partial_pearson"] = metrics.partial_pearson(*pair, totals)
                     if config.smooth:
                         scores |= _smoothed_scores(targets.values[position][spots], pair[1])
                     for metric, value in scores.items():

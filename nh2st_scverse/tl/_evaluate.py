@@ -249,6 +249,13 @@ def ceilings(
     return metrics.noise_ceiling(panel, library_size=whole, n_splits=n_splits)
 
 
+def log_totals(table: AnnData, rows: np.ndarray, layer: str | None) -> np.ndarray | None:
+    """Logarithm of the counts (n,) of some rows of a table; None without raw counts."""
+    if not has_counts(table, layer):
+        return None
+    return np.log1p(np.asarray(matrix(table, layer)[rows].sum(axis=1), dtype=float).ravel())
+
+
 def check_unit(prediction: Prediction, key: str) -> None:
     """Raise ValueError for a prediction in a unit that no table of counts can be brought to."""
     if prediction.config.get("smooth") or prediction.config.get("library") == "panel":

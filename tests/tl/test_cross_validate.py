@@ -11,7 +11,7 @@ import nh2st_scverse as nh
 from nh2st_scverse.data.expression import log_normalise
 from nh2st_scverse.tl import _cross_fit, _cross_validate, _retrieval
 
-METRICS = {"pearson", "spearman", "mse", "mae", "variance_ratio", "ssim"}
+METRICS = {"partial_pearson", "pearson", "spearman", "mse", "mae", "variance_ratio", "ssim"}
 
 
 def test_scores_of_all_methods_are_tidy(two: SpatialData, quick: dict[str, Any], snapshot: Callable) -> None:
