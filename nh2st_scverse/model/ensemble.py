@@ -13,7 +13,6 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Run
 from nh2st_scverse.data.folds import Fold, make_folds
 from nh2st_scverse.encoders import Encoder
-from nh2st_scverse.encoders._base import blocks_of
 from nh2st_scverse.encoders._torch import trunk_of
 from nh2st_scverse.model.card import Card
 from nh2st_scverse.model.nh2st import NH2ST
@@ -85,7 +84,6 @@ def fit(data: Data, config: Config, card: Card, run: Run, encoder: Encoder, *, n
                     [spots for _, spots in fold.held_out],
                     config,
                     run.but(seed=run.seed + i),
-                    blocks=blocks_of(encoder),
                     trunk=trunk,
                     on_epoch=partial(on_epoch, member=i, members=len(folds)),
                     checkpoint=None if folder is None else folder / f"member_{i}.ckpt",
