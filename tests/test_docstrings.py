@@ -116,7 +116,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nh.datasets, "synthetic", synthetic)
     monkeypatch.setattr(nh.encoders.EfficientNetLite0, "__call__", encode)
     monkeypatch.setattr(Config, "preset", lambda name="default", **changes: preset(name, **small | changes))
-    for tool in ("train", "predict_expression", "cross_validate"):
+    for tool in ("train", "cross_fit", "predict_expression", "cross_validate"):
         monkeypatch.setattr(nh.tl, tool, once(getattr(nh.tl, tool)))
 
 

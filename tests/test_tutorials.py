@@ -74,7 +74,8 @@ def run(notebook: nbformat.NotebookNode, kernel: KernelManager) -> None:
     try:
         client.execute()
     finally:
-        client.kc.stop_channels()
+        if client.kc is not None:  # it is None where the tests themselves were ended
+            client.kc.stop_channels()
 
 
 @pytest.mark.slow
