@@ -132,7 +132,8 @@ class Run:
         hold("cache_dir", as_folder(self.cache_dir, argument="cache_dir"))
         hold("checkpoint_dir", as_folder(self.checkpoint_dir, argument="checkpoint_dir"))
         if self.checkpoint_dir is not None:
-            check_checkpoints(self.checkpoint_dir, resume=self.resume)
+            if _is_first_process():  # the others come when the first one has begun the folder
+                check_checkpoints(self.checkpoint_dir, resume=self.resume)
         elif self.resume:
             raise ValueError("resume=True goes on with the training in checkpoint_dir=: pass that folder too.")
         if self.client is not None:
@@ -166,6 +167,12 @@ class Run:
         kind, _, number = self.device.partition(":")
         one = {"accelerator": ACCELERATORS[kind], "devices": [int(number)] if number else 1}
         return {**QUIET, **one, **self.trainer_kwargs}
+
+
+def _is_first_process() -> bool:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
 
 
 def as_device(device: Any) -> str:

@@ -13,6 +13,7 @@ from nh2st_scverse.data.section import Section
 N_BLOCKS = 4
 SMALLEST = 24  # spots that a training set must have
 ANY_GAP = 1e-6  # µm
+LEFT_AT_LEAST = 1 / 3  # of a section, to train on, where a margin may shrink instead
 
 Spots = tuple[tuple[int, np.ndarray], ...]
 """Some spots of several sections: (position of the section, positions of its spots)."""
@@ -54,7 +55,7 @@ def make_folds(
     seed
         Which groups share a fold.
     strict
-        False where a fold only decides when to stop: a margin that leaves less than half of a section shrinks to the
+        False where a fold only decides when to stop: a margin that leaves less than a third of a section shrinks to the
         spots that held-out ones look at, then to nothing. What is scored and reported is always strict.
 
     Raises
@@ -94,10 +95,10 @@ def _block_fold(sections: Sequence[Section], block: int, field_um: float, strict
     for i, section in enumerate(sections):
         inside = spatial_blocks(section.xy_um, N_BLOCKS) == block
         stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, field_um) & section.usable)
-        if not strict and len(stay) < section.n_spots / 2:
+        if not strict and len(stay) < LEFT_AT_LEAST * section.n_spots:
             apart = False
             stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, ANY_GAP) & section.usable)
-        if not strict and len(stay) < section.n_spots / 2:
+        if not strict and len(stay) < LEFT_AT_LEAST * section.n_spots:
             stay = np.flatnonzero(~inside & section.usable)
         held_out.append((i, np.flatnonzero(inside)))
         if len(stay) >= SMALLEST:

@@ -141,7 +141,8 @@ def _scores(data: SpatialData | AnnData | pd.DataFrame, key: str, table_key: str
     else:
         table = data
         if not isinstance(table, AnnData):
-            table = data.tables[find_prediction(data, key, table_key, recorded=False)]
+            found = find_prediction(data, key, table_key, recorded=False)
+            table = data.tables[found]
         prediction = read(table, key)
         known = {"pearson": prediction.pearson, "ceiling": prediction.ceiling()}
         scores, where = pd.DataFrame(known, index=pd.Index(prediction.genes)), f"var[{Keys(key).pearson!r}]"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from nh2st_scverse.data.neighbours import neighbourhoods
+from nh2st_scverse.data.targets import Targets
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.tl import _baselines, _retrieval
 from nh2st_scverse.tl._baselines import BASELINES, METHODS, inputs, predict
+from nh2st_scverse.train.data import Data
 
 DIM = 6
 
@@ -31,33 +33,45 @@ def section(seed: int, shift: float = 0.0) -> Any:
         n_spots=144,
         features=features,
         usable=usable,
-        trainable=usable,
         neighbours=near,
+        xy_um=xy,
         expression=y.astype(np.float32),
+        group=f"g{seed}",
     )
+
+
+def data_of(*sections: Any) -> Data:
+    targets = Targets(
+        ("own", "wide", "around"),
+        "none",
+        tuple(one.expression for one in sections),
+        tuple(one.usable for one in sections),
+    )
+    return Data(tuple(sections), tuple(one.features for one in sections), targets)
 
 
 def test_inputs_are_what_the_name_says() -> None:
     one = section(0, shift=3.0)
-    own = inputs(one, "", standardise=True, dim=DIM)
+    data = data_of(one)
+    own = inputs(data, 0, "", standardise=True, dim=DIM)
     assert own.shape == (144, 12) and np.allclose(own[one.usable].mean(axis=0), 0, atol=1e-5)
-    context = inputs(one, "_context", standardise=True, dim=DIM)
+    context = inputs(data, 0, "_context", standardise=True, dim=DIM)
     assert np.array_equal(context[:, :12], own)
     nodes = one.neighbours.nodes[70, 1:]  # in the middle, where none is missing
     assert np.allclose(context[70, 12:], own[nodes].mean(axis=0), atol=1e-6)
     corner = one.neighbours.nodes[0, 1:][one.neighbours.mask[0, 1:]]
     assert np.allclose(context[0, 12:], own[corner].mean(axis=0), atol=1e-6)
-    patch = inputs(one, "@patch", standardise=True, dim=DIM)
+    patch = inputs(data, 0, "@patch", standardise=True, dim=DIM)
     assert np.array_equal(patch[one.usable], one.features[one.usable, :DIM]) and not patch[5].any()
 
 
 def test_each_baseline_finds_what_its_input_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_retrieval, "EPOCHS", 30)
-    train, test = [section(i) for i in range(3)], section(3)
-    names = [name for name in BASELINES if name != "mean"]
+    train, test = data_of(*[section(i) for i in range(3)]), section(3)
+    names = [name for name in BASELINES if name not in ("mean", "composition", "position")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = predict(names, train, ["a", "b", "c"], [test, section(4)], standardise=True, dim=DIM, seed=0)
+        found = predict(names, train, data_of(test, section(4)), standardise=True, dim=DIM, seed=0)
     assert set(found) == set(names) and all(len(parts) == 2 for parts in found.values())
     at = test.usable
     for name, (predicted, other) in found.items():
@@ -67,7 +81,7 @@ def test_each_baseline_finds_what_its_input_shows(monkeypatch: pytest.MonkeyPatc
         assert (second > 0.3) == ("@patch" not in name), name
         if name.startswith(("ridge", "mlp")):
             assert (around > 0.6) == name.endswith("_context"), name
-    again = predict(["retrieval"], train, ["a", "b", "c"], [test], standardise=True, dim=DIM, seed=0)
+    again = predict(["retrieval"], train, data_of(test), standardise=True, dim=DIM, seed=0)
     assert np.array_equal(again["retrieval"][0], found["retrieval"][0])
 
 
@@ -79,8 +93,8 @@ def test_components_are_those_of_the_training_spots(monkeypatch: pytest.MonkeyPa
         return METHODS["mean"](x, y, groups, x_test, seed)
 
     monkeypatch.setitem(_baselines.BASELINES, "ridge", (spy, ""))
-    train = [section(0), section(1)]
+    train = data_of(section(0), section(1))
     for test in (section(2), section(3, shift=100.0)):
-        predict(["ridge"], train, ["a", "b"], [test], standardise=False, dim=DIM, seed=0)
+        predict(["ridge"], train, data_of(test), standardise=False, dim=DIM, seed=0)
     assert np.array_equal(seen[0][0], seen[1][0])
-    assert list(seen[0][1]) == ["a"] * 143 + ["b"] * 143
+    assert list(seen[0][1]) == ["g0"] * 143 + ["g1"] * 143

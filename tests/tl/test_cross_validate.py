@@ -64,9 +64,9 @@ def test_several_groups_share_a_fold_but_not_a_validation(
     seen = []
     fit = _cross_fit.fit
 
-    def spy(train: Any, groups: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(list(groups))
-        return fit(train, groups, *args, **kwargs)
+    def spy(train: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(train.groups)
+        return fit(train, *args, **kwargs)
 
     monkeypatch.setattr(_cross_fit, "fit", spy)
     settings = quick | {"n_genes": 5}
@@ -83,18 +83,23 @@ def test_several_groups_share_a_fold_but_not_a_validation(
 def test_smoothed_targets_are_scored_unsmoothed_and_beside_it_smoothed(
     two: SpatialData, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-    score = _cross_validate._score
+    seen, smooth_seen = [], []
+    score, smoothed_scores = _cross_validate._score, _cross_validate._smoothed_scores
 
-    def spy(section: Any, spots: Any, target: Any, predicted: Any, smoothed: bool) -> Any:
-        seen.append((section.rows[spots], target[spots], section.expression[spots], predicted[spots], smoothed))
-        return score(section, spots, target, predicted, smoothed)
+    def spy(section: Any, spots: Any, target: Any, predicted: Any) -> Any:
+        seen.append((section.rows[spots], target, predicted))
+        return score(section, spots, target, predicted)
+
+    def spy_smoothed(target: Any, predicted: Any) -> Any:
+        smooth_seen.append(target)
+        return smoothed_scores(target, predicted)
 
     monkeypatch.setattr(_cross_validate, "_score", spy)
+    monkeypatch.setattr(_cross_validate, "_smoothed_scores", spy_smoothed)
     scores = nh.tl.cross_validate(two, baselines=["ridge"], smooth=True, library="panel", **quick)
     assert set(scores["metric"]) == METRICS | {"pearson_smoothed", "mse_smoothed"}
     table = two.tables["table"]
-    rows, honest, smoothed, predicted, _ = seen[0]
+    (rows, honest, predicted), smoothed = seen[0], smooth_seen[0]
     panel = scores[scores["section"] == table.obs["region"].iloc[rows[0]]]["gene"].unique()
     counts = table.X.toarray()[rows][:, table.var_names.get_indexer(panel)]
     assert np.allclose(honest, log_normalise(counts))  # the unit that was trained on, but not smoothed

@@ -162,7 +162,7 @@ class Devices:
 def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[Devices]:
     """Another device is believed to be here; what is sent to it is noted, and computed on the processor."""
     seen = Devices([], [], [])
-    options, over_members = Run.trainer_options, nh.NH2ST._over_members
+    options, over_members, by_member = Run.trainer_options, nh.NH2ST._over_members, nh.NH2ST._by_member
 
     def on_processor(self: Run) -> dict[str, Any]:
         seen.training.append(self.device)
@@ -172,10 +172,14 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Iterator[Devices]:
         seen.prediction.append(device)
         return over_members(self, of, section, inputs, "cpu")
 
+    def member(self: nh.NH2ST, of: Any, section: Any, inputs: Any, device: str) -> Any:
+        return by_member(self, of, section, inputs, "cpu")
+
     monkeypatch.setattr(_options, "as_device", str)
+    monkeypatch.setattr(nh.NH2ST, "_by_member", member)
     monkeypatch.setattr(Run, "trainer_options", on_processor)
     monkeypatch.setattr(nh.NH2ST, "_over_members", predict)
-    monkeypatch.setitem(_base.NAMED, "probe", "Probe")
+    monkeypatch.setitem(_base.NAMED, "probe", ("Probe", {}))
     monkeypatch.setattr(nh.encoders, "Probe", Probe, raising=False)
     monkeypatch.setattr(Probe, "made", seen.encoder)
     _base._named.cache_clear()

@@ -194,8 +194,10 @@ def test_two_processes_train_the_model_of_one(tmp_path: Path, monkeypatch: pytes
     one, two = (nh.NH2ST.load(tmp_path / name / "model") for name in ("one", "two"))
     assert len(one.history) == len(two.history) == 12
     assert np.allclose(one.history.select_dtypes(float), two.history.select_dtypes(float), rtol=1e-3, atol=1e-3)
-    for name, weight in one._weights().items():
-        assert torch.allclose(weight, two._weights()[name], rtol=1e-2, atol=1e-3), name
+    for first, second in zip(one.members, two.members, strict=True):
+        others = second.state_dict()
+        for name, weight in first.state_dict().items():
+            assert torch.allclose(weight, others[name], rtol=1e-2, atol=1e-3), name
     ended = [line for line in said.split("\n") if "12/12" in line]  # a bar writes over itself in its line
     assert len(ended) == 1  # one bar, not one for each process
 

@@ -226,7 +226,7 @@ def epochs(scores: list[float], patience: int, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(best_module, "section_pearson", lambda *_, s=score: s)
         task.predicted = [torch.full((2, 2), float(i))]
         task.epoch_terms = [{"mse": torch.tensor(1.0 + i)}, {"mse": torch.tensor(2.0 + i)}]
-        trainer = SimpleNamespace(current_epoch=i, should_stop=False, max_epochs=9)
+        trainer = SimpleNamespace(current_epoch=i, should_stop=False, max_epochs=9, precision_plugin=None)
         callback.on_validation_epoch_end(trainer, task)
         stops.append(trainer.should_stop)
     return best, member, stops
