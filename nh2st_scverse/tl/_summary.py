@@ -10,6 +10,7 @@ from nh2st_scverse._validators import as_count, check_one_of
 from nh2st_scverse.metrics import bootstrap
 
 UNIT = ["fold", "section"]  # what is held out: the rows that are resampled
+USUAL = ("partial_pearson", "spearman", "mse", "mae", "ssim", "variance_ratio")
 N_TOP = 50  # genes, as published
 INTERVAL = (0.025, 0.975)
 
@@ -34,6 +35,8 @@ def summarise(scores: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0) -
         Mean ``pearson`` divided by the mean noise ceiling of the same genes; NaN without raw counts.
     ``pearson_measurable50``
         Over the 50 genes with the highest ceiling, which no prediction has a say in.
+    ``partial_pearson``
+        What is left of ``pearson`` when total counts are taken out; not there without raw counts.
     ``spearman``, ``mse``, ``mae``, ``ssim``, ``variance_ratio``
         See :mod:`nh2st_scverse.metrics`.
     ``pearson_smoothed``, ``mse_smoothed``
@@ -67,7 +70,7 @@ def summarise(scores: pd.DataFrame, *, n_resamples: int = 1000, seed: int = 0) -
         pearson = tables["pearson"]
         ceiling = ceiling.reindex(index=pearson.index, columns=pearson.columns).where(pearson.notna())
         highest = ceiling.rank(axis=1, ascending=False) <= N_TOP
-        usual = {name: tables[name] for name in ("spearman", "mse", "mae", "ssim", "variance_ratio") if name in tables}
+        usual = {name: tables[name] for name in USUAL if name in tables}
         smoothed = {name: tables[name] for name in tables if name.endswith("_smoothed")}
         best = _published(tables.get("pearson_smoothed", pearson))
         row: dict[str, float] = {}
@@ -185,7 +188,7 @@ def _table(scores: pd.DataFrame, method: str, metric: str) -> pd.DataFrame:
     """Held-out sections x genes. A constant prediction has no correlation: 0 where another method has one."""
     every = scores[scores["metric"] == metric]
     table = every[every["method"] == method].pivot(index=UNIT, columns="gene", values="value")
-    if metric.startswith(("pearson", "spearman")):
+    if metric.startswith(("pearson", "partial_pearson", "spearman")):
         varies = every.groupby([*UNIT, "gene"])["value"].count().unstack("gene") > 0
         table = table.where(table.notna() | ~varies.reindex_like(table), 0.0)
     return table

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/accuracy.py                    # all five data sets, about an hour on two cores
     python tests/benchmarks/accuracy.py her2st mob --out scores
+    python tests/benchmarks/accuracy.py --shift            # on sections that differ from those of training: shift.py
 
 Needs the folder of real sections (NH2ST_DATA, else ../shared/data). Groups are held out as the data sets allow:
 sections of her2st and of the two Visium tissues, mice of mob, blocks of colon. Targets are not smoothed, the panel has
@@ -15,11 +16,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
+import shift
 from spatialdata import SpatialData
 
 import nh2st_scverse as nh
@@ -28,7 +31,18 @@ from nh2st_scverse.metrics import bootstrap
 LEARNT = ("knn", "ridge", "mlp", "retrieval")
 FIELD = tuple(f"{name}@patch" for name in LEARNT)  # as the field uses them: one standard patch for each spot
 SAME = (*LEARNT, *(f"{name}_context" for name in LEARNT))  # every image input that NH2ST gets
-SHOWN = ("pearson", "of_ceiling", "pearson_measurable50", "spearman", "mse", "mae", "ssim", "variance_ratio")
+CONTROLS = ("composition", "position")  # how far one gets without looking closely
+SHOWN = (
+    "pearson",
+    "partial_pearson",
+    "of_ceiling",
+    "pearson_measurable50",
+    "spearman",
+    "mse",
+    "mae",
+    "ssim",
+    "variance_ratio",
+)
 
 
 def her2st(data: Path) -> tuple[dict[str, SpatialData], dict[str, str] | None]:
@@ -122,6 +136,18 @@ def checked_folder(parser: argparse.ArgumentParser, given: argparse.Namespace, k
     return data
 
 
+def away_from_home(given: argparse.Namespace, data: Path) -> None:
+    """Print the scores on sections that differ from those of training, and how well they were expected."""
+    read = {name: partial(one, data) for name, one in DATASETS.items()}
+    wanted = [name for name in given.baselines if name in SAME]
+    options = {"preset": given.preset, "encoder": given.encoder, "seed": given.seed}
+    scores = shift.run(read, given.datasets or list(DATASETS), wanted, **options)
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        scores.to_csv(given.out / "shift.csv", index=False)
+    print(f"\n## Away from home\n\n{shift.overview(scores).round(3).to_string()}\n\n{shift.calibration(scores)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", metavar="dataset", help=f"some of {', '.join(DATASETS)}; all by default")
@@ -131,12 +157,16 @@ def main() -> None:
     parser.add_argument("--preset", default="default")
     parser.add_argument("--encoder", help="name of an encoder, several joined by '+'; the default if left out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--baselines", nargs="*", default=["mean", *SAME, *FIELD])
+    parser.add_argument("--baselines", nargs="*", default=["mean", *CONTROLS, *SAME, *FIELD])
+    parser.add_argument("--shift", action="store_true", help="sections that differ from those of training")
     given = parser.parse_args()
     data = checked_folder(parser, given, DATASETS)
 
     warnings.simplefilter("ignore")  # of the readers: gene names, transformations
     pd.set_option("display.width", 240, "display.max_columns", 40, "display.max_colwidth", 60)
+    if given.shift:
+        away_from_home(given, data)
+        return
     scores, tables = {}, {}
     for name in given.datasets or DATASETS:
         start = time.perf_counter()
