@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 import logging
 import os
@@ -255,8 +256,8 @@ def _takes_files(folder: Path) -> bool:
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno == errno.ENOSPC  # full, not closed: what is written there says so
 
 
 def check_checkpoints(folder: Path, *, resume: bool) -> None:

@@ -155,7 +155,7 @@ def test_every_edited_value_of_the_description_is_noticed(folder: Path) -> None:
 def test_every_edited_array_is_noticed(folder: Path) -> None:
     path = folder / "weights.safetensors"
     arrays = load_file(path)
-    assert {"components", "residuals", "novelty.mean", "0.target_mean", "1.ridge"} <= set(arrays)
+    assert {"components", "residuals", "novelty.mean", "0.target_mean", "1.ridge.weights"} <= set(arrays)
     for name, values in arrays.items():
         save_file({**arrays, name: values + 1}, path)
         with pytest.raises(ValueError, match="do not belong together or were edited"):

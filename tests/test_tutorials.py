@@ -42,7 +42,7 @@ def quicken():
 
     def encode(self, patches):
         small = patches[:, ::8, ::8] / np.float32(255)
-        return np.concatenate([small.mean(axis=(1, 2)), small.std(axis=(1, 2))], axis=1) @ mixed
+        return np.concatenate([small.mean(axis=(1, 2)), small.std(axis=(1, 2))], axis=1) @ mixed[:, : self.dim]
 
     Config.preset, nh.encoders.EfficientNetLite0.__call__ = preset, encode
 
