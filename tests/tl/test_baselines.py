@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,3 +99,41 @@ def test_components_are_those_of_the_training_spots(monkeypatch: pytest.MonkeyPa
         predict(["ridge"], train, data_of(test), standardise=False, dim=DIM, seed=0)
     assert np.array_equal(seen[0][0], seen[1][0])
     assert list(seen[0][1]) == ["g0"] * 143 + ["g1"] * 143
+
+
+def test_controls_know_the_kind_of_tissue_or_the_place_and_nothing_else() -> None:
+    sections = []
+    for seed in range(3):
+        one = section(seed)
+        rng = np.random.default_rng(seed + 10)
+        kind = rng.integers(0, 3, 144)  # three kinds of tissue, told by all features
+        one.features = np.where(one.usable[:, None], 9 * np.eye(3)[kind].repeat(4, axis=1) + one.features, np.nan)
+        x, y = one.xy_um.T / 5.5 - 1
+        one.expression = np.stack([kind, x * y - x, rng.normal(size=144)], axis=1).astype(np.float32)
+        one.expression += 0.05 * rng.normal(size=(144, 3)).astype(np.float32)
+        sections.append(one)
+    test = sections[2]
+    train, held = data_of(*sections[:2]), data_of(test)
+    found = predict(["composition", "position"], train, held, standardise=True, dim=DIM, seed=0)
+    at = test.usable
+    of_kind, of_place, _ = pearson(test.expression[at], found["composition"][0][at])
+    assert of_kind > 0.9 and abs(of_place) < 0.5
+    assert len(np.unique(found["composition"][0][at].round(4), axis=0)) <= _baselines.N_KINDS
+    of_kind, of_place, _ = pearson(test.expression[at], found["position"][0][at])
+    assert of_place > 0.9 and abs(of_kind) < 0.5
+
+
+def test_kinds_of_features_enter_with_equal_total_variance(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(x: np.ndarray, y: np.ndarray, groups: np.ndarray, x_test: np.ndarray, seed: int) -> np.ndarray:
+        seen.append(x.var(axis=0).sum())
+        return METHODS["mean"](x, y, groups, x_test, seed)
+
+    monkeypatch.setitem(_baselines.BASELINES, "ridge", (spy, ""))
+    train = data_of(section(0), section(1))
+    for blocks in ((DIM,), (5, 1)):
+        given = replace(train, blocks=blocks)
+        predict(["ridge"], given, data_of(section(2)), standardise=True, dim=DIM, seed=0)
+    # two fields of view: six features of variance 1 each, or two kinds of variance 1 in all
+    assert seen == pytest.approx([2 * DIM, 2 * 2], rel=1e-3)
