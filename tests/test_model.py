@@ -282,7 +282,7 @@ def test_a_folder_with_something_in_it_is_kept(model: nh.NH2ST, folder: Path, tm
         model.save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="to be a folder, but .*file is a file"):
+    with pytest.raises(NotADirectoryError, match=r"to be a folder, but .*file is a file"):
         model.save(tmp_path / "file")
     other = nh.NH2ST(**{**vars(model), "members": model.members[:1]})
     other.save(folder, overwrite=True)
