@@ -129,7 +129,7 @@ def test_her2st_passes_the_checks(data_dir: Path, section: str) -> None:
     assert (found["status"] == "ok").all()
     assert number(found.loc["µm per pixel", "found"]) == pytest.approx(0.69, abs=0.01)
     assert number(found.loc["patch", "found"]) == pytest.approx(150, rel=0.02)
-    assert number(found.loc["x and y", "found"]) > 90
+    assert number(found.loc["x and y", "found"]) > 85  # black and ink are no tissue
 
 
 @pytest.mark.parametrize("name", ["rep01", "rep02", "rep04", "rep09"])
@@ -169,7 +169,7 @@ def test_visium_passes_the_checks_when_told_that_it_is_coarse(data_dir: Path) ->
         sdata = spatialdata_io.visium(path, dataset_id=path.name)
         found = findings(sdata)
         assert list(found.index[found["status"] == "error"]) == ["patch"]
-        assert "Too coarse: at least 32 px" in found.loc["patch", "found"]
+        assert re.search("is too coarse.*at least 32 px", found.loc["patch", "found"])
         assert "fullres_image_file" in found.loc["patch", "remedy"]
         assert found.loc["full resolution", "status"] == "warning"
         told = findings(sdata, allow="coarse")
