@@ -55,7 +55,7 @@ def make_folds(
     seed
         Which groups share a fold.
     strict
-        False where a fold only decides when to stop: a margin that leaves less than a third of a section shrinks to the
+        False where a fold only decides when to stop: a margin that leaves too little of a section shrinks to the
         spots that held-out ones look at, then to nothing. What is scored and reported is always strict.
 
     Raises
@@ -94,11 +94,12 @@ def _block_fold(sections: Sequence[Section], block: int, field_um: float, strict
     train, held_out, apart = [], [], True
     for i, section in enumerate(sections):
         inside = spatial_blocks(section.xy_um, N_BLOCKS) == block
+        few = max(SMALLEST, LEFT_AT_LEAST * section.n_spots)
         stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, field_um) & section.usable)
-        if not strict and len(stay) < LEFT_AT_LEAST * section.n_spots:
+        if not strict and len(stay) < few:
             apart = False
             stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, ANY_GAP) & section.usable)
-        if not strict and len(stay) < LEFT_AT_LEAST * section.n_spots:
+        if not strict and len(stay) < few:
             stay = np.flatnonzero(~inside & section.usable)
         held_out.append((i, np.flatnonzero(inside)))
         if len(stay) >= SMALLEST:
