@@ -21,7 +21,7 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import choose_key
 from nh2st_scverse.data.expression import to_dense
 
-LARGEST = 2**34  # bytes of a layer
+LARGEST_LAYER = 2**34  # bytes of a layer
 JOIN = 'join tables with merge="same", uns_merge="same", in anndata.concat and spatialdata.concatenate alike'
 MORAN = {"section", "gene", "measured", "predicted"}  # columns of what tl.biology leaves
 
@@ -82,7 +82,7 @@ class Prediction:
 def check_size(table: AnnData) -> None:
     """A layer holds a value for every gene of the table, predicted or not: too much for half a million bins."""
     size = 4 * table.n_obs * table.n_vars
-    if size > LARGEST:
+    if size > LARGEST_LAYER:
         raise ValueError(
             f"A layer for {table.n_obs} spots x {table.n_vars} genes would take {size / 2**30:.0f} GB of memory: pass "
             "table_added='predicted' for a new table of the predicted genes alone, or keep fewer genes in the table."

@@ -11,9 +11,9 @@ from nh2st_scverse.data.neighbours import apart_from, spatial_blocks
 from nh2st_scverse.data.section import Section
 
 N_BLOCKS = 4
-SMALLEST = 24  # spots that a training set must have
-ANY_GAP = 1e-6  # µm
-LEFT_AT_LEAST = 1 / 3  # of a section, to train on, where a margin may shrink instead
+FEWEST_SPOTS = 24  # spots that a training set must have
+LEAST_GAP_UM = 1e-6  # µm
+SHARE_TO_TRAIN = 1 / 3  # of a section, to train on, where a margin may shrink instead
 
 Spots = tuple[tuple[int, np.ndarray], ...]
 """Some spots of several sections: (position of the section, positions of its spots)."""
@@ -79,9 +79,9 @@ def make_folds(
         held = {names[i] for i in part}
         stay = [i for i, section in enumerate(sections) if section.group not in held]
         n_left = sum(int(sections[i].usable.sum()) for i in stay)
-        if n_left < SMALLEST:
+        if n_left < FEWEST_SPOTS:
             raise ValueError(
-                f"Too little tissue without {sorted(held)}: expected at least {SMALLEST} spots to train on, found "
+                f"Too little tissue without {sorted(held)}: expected at least {FEWEST_SPOTS} spots to train on, found "
                 f"{n_left} in {[sections[i].name for i in stay]}. Give larger sections, or join groups."
             )
         out = [i for i in range(len(sections)) if i not in stay]
@@ -94,20 +94,20 @@ def _block_fold(sections: Sequence[Section], block: int, field_um: float, strict
     train, held_out, apart = [], [], True
     for i, section in enumerate(sections):
         inside = spatial_blocks(section.xy_um, N_BLOCKS) == block
-        few = max(SMALLEST, LEFT_AT_LEAST * section.n_spots)
+        few = max(FEWEST_SPOTS, SHARE_TO_TRAIN * section.n_spots)
         stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, field_um) & section.usable)
         if not strict and len(stay) < few:
             apart = False
-            stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, ANY_GAP) & section.usable)
+            stay = np.flatnonzero(apart_from(inside, section.neighbours, section.xy_um, LEAST_GAP_UM) & section.usable)
         if not strict and len(stay) < few:
             stay = np.flatnonzero(~inside & section.usable)
         held_out.append((i, np.flatnonzero(inside)))
-        if len(stay) >= SMALLEST:
+        if len(stay) >= FEWEST_SPOTS:
             train.append((i, stay))
     if not train:
         found = ", ".join(f"{s.name}: {s.n_spots} spots" for s in sections)
         raise ValueError(
-            f"Too little tissue to hold out a block with a margin: fewer than {SMALLEST} spots of {found} are left to "
-            "train on. Give more sections, name at least two groups=, or pass a model trained on other sections."
+            f"Too little tissue to hold out a block with a margin: fewer than {FEWEST_SPOTS} spots of {found} are left "
+            "to train on. Give more sections, name at least two groups=, or pass a model trained on other sections."
         )
     return Fold(f"block {block}", tuple(train), tuple(held_out), apart)

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import N_NODES
 
-TIED = 16  # spots that may be as far as the last neighbour is
+MOST_TIES = 16  # spots that may be as far as the last neighbour is
 REACH = 2.3  # spot spacings: farther spots are not neighbours but the other side of a hole
 
 
@@ -49,7 +49,7 @@ def neighbourhoods(xy: np.ndarray, spacing: float, usable: np.ndarray, n_nodes: 
         )
     # On a grid several spots are equally far. Which of them count must not depend on the order of the rows: those first
     # by x, then by y. So more than K are looked up, and sorted. The spot itself always stands first.
-    distance, found = cKDTree(xy[members]).query(xy, min(len(members), n_nodes + TIED))
+    distance, found = cKDTree(xy[members]).query(xy, min(len(members), n_nodes + MOST_TIES))
     nodes = members[found]
     own = np.arange(len(xy))[:, None]
     away = np.round((xy[nodes] - xy[:, None]) / spacing, 6)

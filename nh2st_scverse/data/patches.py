@@ -21,7 +21,7 @@ from nh2st_scverse.data.geometry import Geometry, Level, apply_affine
 
 BLOCK = 2048  # px: patches are cut block by block of the image, so that neighbouring ones use the same pixels
 BATCH = 64  # patches
-HELD = 2**29  # bytes of pixels kept for later patches at most, however large the slide
+MOST_HELD = 2**29  # bytes of pixels kept for later patches at most, however large the slide
 AT_ONCE = 2**27  # bytes of pixels read at a time: some readers decode the whole file for any part of it
 BACKGROUND = 255  # glass, beyond the border of the image
 
@@ -165,7 +165,7 @@ class Pixels:
         yield lambda i: self._window(corners[i], side, under[i])
         self.due.subtract(chunk for chunks in under for chunk in chunks)
         self.held = {chunk: pixels for chunk, pixels in self.held.items() if self.due[chunk] > 0}
-        while sum(pixels.nbytes for pixels in self.held.values()) > HELD:  # oldest first; read again if need be
+        while sum(pixels.nbytes for pixels in self.held.values()) > MOST_HELD:  # oldest first; read again if need be
             del self.held[next(iter(self.held))]
 
     def _read(self, lacking: list[Chunk]) -> None:

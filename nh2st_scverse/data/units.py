@@ -16,7 +16,7 @@ from nh2st_scverse.data.expression import is_logged, matrix, to_dense
 UNKNOWN_LOGS = "as given (logarithm)"
 BASES = {"log1p": np.e, "log2": 2.0, "log10": 10.0}
 N_ROWS = 1000  # spots that tell the unit
-SAME = 2e-3  # relative difference of library sizes that rounding makes
+SAME_SIZE = 2e-3  # relative difference of library sizes that rounding makes
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def unit_of(x: Any) -> Unit | None:
     for base in (None, *BASES.values()) if values.max() < 50 else (None,):
         sums = _row_sums(part, base)
         sums = sums[sums > 0]
-        if len(sums) > 2 and np.ptp(sums) < SAME * np.median(sums):
+        if len(sums) > 2 and np.ptp(sums) < SAME_SIZE * np.median(sums):
             return Unit(float(f"{np.median(sums):.4g}"), base)
     return None if is_logged(x) else Unit()
 

@@ -10,7 +10,7 @@ import numpy as np
 from nh2st_scverse.train.trust import Novelty, Residuals
 
 N_EMBEDDING = 50
-ENOUGH = 50_000  # spots that tell what varies together
+MOST_SPOTS = 50_000  # spots that tell what varies together
 COMPONENTS, RESIDUALS, NOVELTY = "components", "residuals", "novelty"  # names of the arrays of a saved model
 
 
@@ -44,7 +44,7 @@ class Trust:
 
 def principal_genes(predicted: np.ndarray) -> np.ndarray:
     """Basis (G, n) of the embedding: what varies together in predictions (N, G) scaled to variance 1 by gene."""
-    predicted = predicted[:: -(-len(predicted) // ENOUGH)] if len(predicted) else predicted
+    predicted = predicted[:: -(-len(predicted) // MOST_SPOTS)] if len(predicted) else predicted
     scale = predicted.std(axis=0) + 1e-6
     _, _, basis = np.linalg.svd((predicted - predicted.mean(axis=0)) / scale, full_matrices=False)
     return (basis[:N_EMBEDDING].T / scale[:, None]).astype(np.float32)

@@ -11,7 +11,7 @@ from nh2st_scverse.nn.nh2st import Images, NH2STNetwork
 from nh2st_scverse.nn.projection import Projection
 from nh2st_scverse.nn.ridge import KernelRidge, ridge_inputs
 
-FIRST = 30  # components that tell whether a section is like the training tissue
+N_ALIKE = 30  # components that tell whether a section is like the training tissue
 
 
 class Member(nn.Module):
@@ -58,7 +58,7 @@ class Member(nn.Module):
         self.linear: KernelRidge | None = None
         if self.ridge is not None and config.fallback and kernel != "linear" and self.projection is not None:
             self.linear = KernelRidge("linear", 2 * n_inputs, n_genes)
-            self.register_buffer("variance", torch.ones(min(FIRST, n_inputs)))  # of the first inputs in training
+            self.register_buffer("variance", torch.ones(min(N_ALIKE, n_inputs)))  # of the first inputs in training
         self.register_load_state_dict_pre_hook(_rename)
 
     def images(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Images:

@@ -32,8 +32,8 @@ from nh2st_scverse.pl._figure import (
 from nh2st_scverse.prediction import find_prediction, read
 
 N_COLUMNS = 4
-REACH = 0.59  # from the centre of a hexagon to its corner, in distances of adjacent places, and a little against gaps
-HALF = 0.52  # of a square, the same
+HEXAGON_REACH = 0.59  # from the centre of a hexagon to its corner, in distances of places, and a little for gaps
+SQUARE_REACH = 0.52  # of a square, the same
 
 
 def slide_map(
@@ -180,7 +180,7 @@ def _cells(picture: Picture) -> np.ndarray:
     x, y = np.arange(left + step / 2, right, step), np.arange(top + step / 2, bottom, step)
     spacing = spot_spacing(picture.xy)
     # squares lie along the axes of the image: the largest of both distances gives them straight borders
-    reach, p = (REACH, 2.0) if is_hexagonal(picture.xy) else (HALF, np.inf)
+    reach, p = (HEXAGON_REACH, 2.0) if is_hexagonal(picture.xy) else (SQUARE_REACH, np.inf)
     at = np.stack(np.meshgrid(x, y), axis=-1)  # (h, w, 2)
     found = cKDTree(picture.xy).query(at, p=p, distance_upper_bound=reach * spacing, workers=-1)[1]
     return np.where(found == len(picture.xy), -1, found)

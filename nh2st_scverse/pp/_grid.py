@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GRID = "nh2st_grid"
 SHAPES = ("hexagonal", "square")
-MOST = 5_000_000  # places: more are a wrong spacing or a wrong resolution
+MOST_PLACES = 5_000_000  # places: more are a wrong spacing or a wrong resolution
 
 
 def grid(
@@ -151,10 +151,10 @@ def make_grid(
             f"No tissue was found in {geometry.image_key!r}. Mark it as labels or polygons and pass tissue_key=, or "
             "lower min_piece_um=."
         )
-    if np.prod(extent / spacing_um) > MOST:
+    if np.prod(extent / spacing_um) > MOST_PLACES:
         raise ValueError(
-            f"A grid of {spacing_um:g} µm over {extent[0]:.0f} x {extent[1]:.0f} µm of tissue has more than {MOST} "
-            f"places: expected a wider spacing_um=, or another microns_per_pixel= than {microns:.4g} "
+            f"A grid of {spacing_um:g} µm over {extent[0]:.0f} x {extent[1]:.0f} µm of tissue has more than "
+            f"{MOST_PLACES} places: expected a wider spacing_um=, or another microns_per_pixel= than {microns:.4g} "
             f"({geometry.microns_source})."
         )
     xy, array = lay_grid(tissue, spacing_um / microns, shape, coverage)

@@ -22,7 +22,7 @@ from nh2st_scverse.prediction import check_free, put
 from nh2st_scverse.tl._evaluate import compare
 
 N_NEIGHBOURS = 6  # spots that Moran's I compares a spot with: those around it on a hexagonal array
-FEWEST = 20  # spots of a section
+FEWEST_SPOTS = 20  # spots of a section
 
 
 def biology(
@@ -115,7 +115,7 @@ def biology(
     rows, patterns = {}, []
     for name in pd.unique(pair.regions):
         there = (pair.regions == name) & predicted
-        if there.sum() < FEWEST:
+        if there.sum() < FEWEST_SPOTS:
             continue
         own = {"measured": pair.measured[there], "predicted": pair.predicted[there]}
         vary = np.all([np.ptp(x, axis=0) > 0 for x in own.values()], axis=0)
@@ -133,7 +133,7 @@ def biology(
         patterns.append(moran.assign(section=name))
     if not rows:
         raise ValueError(
-            f"Expected at least {FEWEST} predicted spots and 4 varying genes in a section, found no such one."
+            f"Expected at least {FEWEST_SPOTS} predicted spots and 4 varying genes in a section, found no such one."
         )
     found = pd.concat(patterns, ignore_index=True)[["section", "gene", "measured", "predicted"]]
     keys = Keys(key)

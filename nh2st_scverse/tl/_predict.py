@@ -30,7 +30,7 @@ from nh2st_scverse.prediction import Prediction, in_x, write
 from nh2st_scverse.tl._cross_fit import TrainingOptions, cross_fit
 from nh2st_scverse.tl._setup import border, check_place, rows_of
 
-HALF = 0.5  # of the likeness: below, a prediction is warned of
+HALF_ALIKE = 0.5  # of the likeness: below, a prediction is warned of
 Grid = tuple[str, GeoDataFrame, str]  # name, circles, and the image they lie on
 
 
@@ -235,7 +235,7 @@ def _expected(model: NH2ST, pairs: Sequence[tuple[Section, np.ndarray]], device:
     alike = {section.name: model.likeness(section, seen, device) for section, seen in pairs}
     for name, share in alike.items():
         told = name, share, share * held_out, held_out
-        if share < HALF:
+        if share < HALF_ALIKE:
             logger.warning(
                 "Section %r is unlike the training tissue (likeness %.2f): expected correlation %.2f, not %.2f as on "
                 "held-out tissue. It is predicted by ridges, which lose less there.",

@@ -25,7 +25,7 @@ from nh2st_scverse.nn import Config
 from nh2st_scverse.prediction import check_added, check_free, check_genes, check_size
 from nh2st_scverse.train.data import Data
 
-LEFT_AT_LEAST = 0.7  # of the training spots that are left without a wider field of view: what a wider one must leave
+SHARE_LEFT = 0.7  # of the training spots that are left without a wider field of view: what a wider one must leave
 
 
 def choose_encoder(config: Config, encoder: str | Encoder | Sequence[str | Encoder] | None, device: str) -> Encoder:
@@ -107,7 +107,7 @@ def fields_that_fit(sections: Sequence[Section], config: Config, patch_um: float
     if len({section.group for section in sections}) > 1:
         return config
     wanted = config.fields
-    enough = LEFT_AT_LEAST * _fewest_left(sections, replace(config, fields=(min(wanted),)), patch_um, seed)
+    enough = SHARE_LEFT * _fewest_left(sections, replace(config, fields=(min(wanted),)), patch_um, seed)
     while len(config.fields) > 1 and _fewest_left(sections, config, patch_um, seed) < enough:
         config = replace(config, fields=tuple(f for f in config.fields if f < max(config.fields)))
     if config.fields != wanted:

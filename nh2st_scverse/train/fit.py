@@ -30,8 +30,8 @@ from nh2st_scverse.train.task import Task
 from nh2st_scverse.train.tensors import Tensors, stack
 
 PENALTIES = 10.0 ** np.arange(-5, 4.5, 0.5)  # as parts of the mean eigenvalue
-ENOUGH = 50_000  # spots that tell a closed form what it can learn
-FIRST = 1000  # spots on which the components of a trunk's features are found
+MOST_RIDGE_SPOTS = 50_000  # spots that tell a closed form what it can learn
+COMPONENT_SPOTS = 1000  # spots on which the components of a trunk's features are found
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _prepare(
 
 def _first_features(trunk: nn.Module, spots: Tensors, ready: Tensor, config: Config, device: str) -> Tensor:
     """Features (n, F) of some training spots before the trunk is trained: its components are found on them."""
-    some = ready[torch.randperm(len(ready))[: FIRST if config.n_components else 1]]
+    some = ready[torch.randperm(len(ready))[: COMPONENT_SPOTS if config.n_components else 1]]
     trunk.to(device).eval()
     with torch.no_grad():
         parts = [trunk(as_images(spots.inputs[at].to(device))).flatten(1).cpu() for at in in_parts(some, device)]
@@ -190,8 +190,8 @@ def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> Non
 def _ridge_data(member: Member, spots: Tensors) -> tuple[Tensor, Tensor]:
     """Inputs (N, 2 C) and scaled targets (N, G) of the training spots, some of them where they are very many."""
     ready = torch.nonzero(spots.trainable)[:, 0]
-    if len(ready) > ENOUGH:
-        ready = ready[torch.randperm(len(ready))[:ENOUGH]]
+    if len(ready) > MOST_RIDGE_SPOTS:
+        ready = ready[torch.randperm(len(ready))[:MOST_RIDGE_SPOTS]]
     parts = [ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some]) for some in ready.split(AT_ONCE)]
     return torch.cat(parts), (spots.targets[ready] - member.target_mean) / member.target_scale
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from nh2st_scverse.nn import Member
 from nh2st_scverse.train.tensors import Tensors
 
-FEWEST = 50  # spots that tell what varies together
-HALF, STEEP = 0.14, 8  # of one minus the alignment: where a section is half alike, and how fast it gets so
+FEWEST_SPOTS = 50  # spots that tell what varies together
+HALF_ALIKE, STEEPNESS = 0.14, 8  # of one minus the alignment: where a section is half alike, and how fast it gets so
 
 
 def alignment(components: Tensor, variance: Tensor) -> float:
@@ -25,7 +25,7 @@ def likeness(member: Member, spots: Tensors) -> float:
     sections, also blurred, recoloured or of another animal, is .90 to .98, that of other organs .61 to .81.
     """
     at = spots.trainable.nonzero()[:, 0]
-    if member.linear is None or len(at) < FEWEST:
+    if member.linear is None or len(at) < FEWEST_SPOTS:
         return 1.0
     apart = 1 - alignment(spots.inputs[at, : len(member.variance)], member.variance)
-    return 1 / (1 + (max(apart, 0.0) / HALF) ** STEEP)
+    return 1 / (1 + (max(apart, 0.0) / HALF_ALIKE) ** STEEPNESS)

@@ -13,8 +13,8 @@ from sklearn.decomposition import PCA
 from nh2st_scverse._constants import LEVELS
 from nh2st_scverse.train.data import Data
 
-LEAST = 1e-3  # of the variance of the gene: no prediction is certain
-MOST = 0.5  # of the variance that disagreement takes off: members that disagree much are not right together
+SMALLEST_VARIANCE = 1e-3  # of the variance of the gene: no prediction is certain
+MOST_DISAGREEMENT = 0.5  # of the variance, taken off for it: members that disagree much are not right together
 N_COMPONENTS = 16
 N_SPOTS = 1000  # of the training sections that tell what is familiar
 FAMILIAR = 0.95  # share of a training group that is as near to the other groups as a novelty of 1 says
@@ -35,7 +35,7 @@ class Residuals:
     def fit(cls, predicted: np.ndarray, measured: np.ndarray) -> Residuals:
         """Learn from predictions and measured values (N, G) of held-out spots; the slope is not negative."""
         squares = (measured - predicted) ** 2
-        least = LEAST * measured.var(axis=0) + 1e-9
+        least = SMALLEST_VARIANCE * measured.var(axis=0) + 1e-9
         line = np.empty((2, predicted.shape[1]))
         for g, (p, s) in enumerate(zip(predicted.T, squares.T, strict=True)):
             found = nnls(np.stack([np.ones_like(p), np.maximum(p, 0)], axis=1).astype(float), s.astype(float))[0]
@@ -52,7 +52,7 @@ class Residuals:
         exactly their `disagreement` (G,), the variance among them (Krogh and Vedelsby 1995).
         """
         variance = _variance(self.line, predicted)
-        return np.sqrt(np.maximum(variance - disagreement, (1 - MOST) * variance)).astype(np.float32)
+        return np.sqrt(np.maximum(variance - disagreement, (1 - MOST_DISAGREEMENT) * variance)).astype(np.float32)
 
     def array(self) -> np.ndarray:
         """What to keep of it: (5, G)."""

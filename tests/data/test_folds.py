@@ -76,7 +76,7 @@ def test_a_single_fold_still_trains_on_something(sections: list[Section]) -> Non
     assert (len(fold.train), len(fold.held_out)) == (3, 1)
     (block,) = make_folds(sections[:1], field_um=75, max_folds=1)
     assert 0 < len(block.held_out[0][1]) < sections[0].n_spots / 2
-    assert len(block.train[0][1]) >= folds.SMALLEST
+    assert len(block.train[0][1]) >= folds.FEWEST_SPOTS
 
 
 @pytest.mark.parametrize("field_um", [75.0, 130.0, 187.5])
