@@ -32,11 +32,12 @@ ROWS = (
     ("model",),
     ("metrics", "prediction"),
     ("datasets", "io", "pl", "pp", "tl"),
-    ("__main__",),
+    ("archive",),
+    ("__main__", "cli"),
 )
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
-# Within a row: the private modules use each other, and tools check their input with pp.
-SIDEWAYS = {(a, b) for a in ROWS[0] for b in ROWS[0]} | {("tl", "pp")}
+# Within a row: the private modules use each other, tools check their input with pp, and a report draws.
+SIDEWAYS = {(a, b) for a in ROWS[0] for b in ROWS[0]} | {("tl", "pp"), ("tl", "pl")}
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -129,7 +129,7 @@ def clusters(
             draw_spots(ax, picture, size=size, facecolors=colours)
             if i == 0:
                 ax.set_title(titles[name])
-                _legend(ax, palettes[name])
+                draw_legend(ax, palettes[name])
             if shown.isna().any():
                 ax.set_xlabel("grey: no label", fontsize="small", color="0.4")
         draw_scale_bar(axes[i, 0], picture)
@@ -183,7 +183,7 @@ def _number_first(label: object) -> tuple[float, str]:
         return float("inf"), str(label)
 
 
-def _colours(n: int) -> list[str]:
+def cluster_colours(n: int) -> list[str]:
     """Colours of scanpy for `n` categories."""
     from scanpy.plotting import palettes
 
@@ -200,19 +200,19 @@ def _palette(table: AnnData, column: str, labels: pd.Series) -> dict[str, str]:
     if stored is not None and len(stored) == len(names):
         colours = {name: to_hex(colour) for name, colour in zip(names, stored, strict=True)}
         return {name: colours[name] for name in categories}
-    return dict(zip(categories, _colours(len(categories)), strict=True))
+    return dict(zip(categories, cluster_colours(len(categories)), strict=True))
 
 
 def _matched_palette(first: dict[str, str], labels: pd.Series, partner: dict[str, str]) -> dict[str, str]:
     alone = [name for name in labels.cat.categories if name not in partner]
     used = set(first.values())
-    spare = [colour for colour in _colours(len(used) + len(alone)) if colour not in used]
+    spare = [colour for colour in cluster_colours(len(used) + len(alone)) if colour not in used]
     own = dict(zip(alone, spare, strict=False))  # at least as many: no more than len(used) were taken away
     order = sorted(labels.cat.categories, key=lambda n: list(first).index(partner[n]) if n in partner else len(first))
     return {name: first[partner[name]] if name in partner else own[name] for name in order}
 
 
-def _legend(ax: Axes, palette: dict[str, str]) -> None:
+def draw_legend(ax: Axes, palette: dict[str, str]) -> None:
     handles = [
         Line2D([], [], marker="o", linestyle="", color=colour, markersize=7, label=name)
         for name, colour in palette.items()

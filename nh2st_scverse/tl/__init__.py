@@ -7,6 +7,7 @@ from nh2st_scverse.tl._cross_fit import cross_fit
 from nh2st_scverse.tl._cross_validate import cross_validate
 from nh2st_scverse.tl._evaluate import evaluate
 from nh2st_scverse.tl._predict import predict_expression
+from nh2st_scverse.tl._report import report
 from nh2st_scverse.tl._summary import paired_differences, summarise
 from nh2st_scverse.tl._train import train
 
@@ -19,6 +20,7 @@ __all__ = [
     "evaluate",
     "paired_differences",
     "predict_expression",
+    "report",
     "summarise",
     "summarize",
     "train",

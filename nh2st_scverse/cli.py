@@ -1,0 +1,240 @@
+"""``nh2st``: the tools for folders of slides, from the command line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+INPUTS = click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+KEY = click.option("--key", default="nh2st", show_default=True, help="Name of the prediction.")
+ALLOW = click.option("--allow", multiple=True, help="Known problems to go on with: coarse, off_tissue.")
+MICRONS = click.option("--microns-per-pixel", type=float, help="Of slides whose files do not tell.")
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="nh2st-scverse")
+def main() -> None:
+    """Predict spatial gene expression from H&E, for folders of slides.
+
+    INPUTS are SpatialData stores (*.zarr), H&E slides (svs, tif, ...), Space Ranger folders, or folders of these. A
+    command that was stopped goes on when it is given again; slides that fail are listed and left out.
+    """
+    warnings.filterwarnings("ignore", module=r"(anndata|dask|spatialdata|zarr)")  # on themselves
+    warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+
+
+@contextmanager
+def _told() -> Any:
+    """What the tools refuse is a message and not a traceback."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, FileExistsError, KeyError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error.args[0]) if error.args else repr(error)) from error
+
+
+def _end(table: pd.DataFrame, out: Path) -> None:
+    """Print what became of the slides; a failure of one is one of the command."""
+    failed = table[table["status"] == "failed"]
+    click.echo(f"{(table['status'] == 'done').sum()} of {len(table)} slides are done: {out}")
+    for name, row in failed.iterrows():
+        click.echo(f"  failed: {name}: {row['error']}")
+    if len(failed):
+        sys.exit(1)
+
+
+@main.command()
+@INPUTS
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File for the lines, CSV.")
+@ALLOW
+@MICRONS
+def check(inputs: tuple[Path, ...], out: Path | None, allow: tuple[str, ...], microns_per_pixel: float | None) -> None:
+    """Show what the tools find in each slide, and what is wrong with it."""
+    from nh2st_scverse import archive, pp
+
+    lines = []
+    with _told():
+        for source in archive.find(inputs):
+            try:
+                found: pd.DataFrame = pp.check(archive.read(source, microns_per_pixel), allow=allow)
+            except Exception as error:  # of a reader: pp.check raises nothing
+                row = ["", "read", str(error.args[0]) if error.args else repr(error), "error", ""]
+                found = pd.DataFrame([row], columns=["section", "check", "found", "status", "remedy"])
+            wrong = found[found["status"] != "ok"]
+            click.echo(f"{source.name}: {'ok' if wrong.empty else ''}")
+            for _, line in wrong.iterrows():
+                remedy = f" -> {line['remedy']}" if line["remedy"] else ""
+                click.echo(f"  {line['status']}: {line['section']} {line['check']}: {line['found']}{remedy}")
+            found.insert(0, "slide", source.name)
+            lines.append(pd.DataFrame(found))
+    table = pd.concat(lines)
+    if out:
+        table.to_csv(out, index=False)
+    if (table["status"] == "error").any():
+        sys.exit(1)
+
+
+@main.command()
+@INPUTS
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the model.")
+@click.option("--n-genes", type=int, default=250, show_default=True, help="Genes of highest mean.")
+@click.option("--gene", "genes", multiple=True, help="A gene of the panel, instead; again for each.")
+@click.option("--groups", type=click.Path(path_type=Path, exists=True), help="CSV: slide, group (a patient, say).")
+@click.option("--preset", default="default", show_default=True)
+@click.option("--encoder", help="Name of an encoder, several joined by '+'; the default if left out.")
+@click.option("--epochs", type=int, help="At most.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--checkpoint-dir", type=click.Path(path_type=Path), help="Where a training that stops can go on.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where features of the images are kept.")
+@ALLOW
+@DEVICE
+def train(inputs: tuple[Path, ...], out: Path, groups: Path | None, epochs: int | None, **options: Any) -> None:
+    """Train one model on all sections with counts, and save it."""
+    from nh2st_scverse import archive, tl
+
+    if options["genes"]:
+        options["n_genes"] = None
+    settings: dict[str, Any] = {name: value for name, value in options.items() if value not in (None, ())}
+    if epochs is not None:
+        settings["max_epochs"] = epochs
+    if "checkpoint_dir" in settings:
+        settings["resume"] = settings["checkpoint_dir"].exists()
+    with _told():
+        if out.exists() and any(out.iterdir()):
+            raise FileExistsError(f"{out} exists: choose another --out.")
+        objects = {source.name: archive.read(source) for source in archive.find(inputs)}
+        model = tl.train(objects, groups=None if groups is None else _groups(groups, list(objects)), **settings)
+        click.echo(model)
+        click.echo(f"Saved to {model.save(out)}")
+
+
+def _groups(path: Path, names: list[str]) -> dict[str, str]:
+    """The group of each section, from a table of two columns."""
+    table = pd.read_csv(path, dtype=str)
+    if not {"slide", "group"} <= set(table):
+        raise ValueError(f"Expected columns slide and group in {path}, found {list(table)}.")
+    of = dict(zip(table["slide"], table["group"], strict=True))
+    missing = [name for name in names if not isinstance(of.get(name), str)]
+    if missing:
+        raise ValueError(f"Expected a group of each section in {path}, found none of {missing}.")
+    return {name: of[name] for name in names}
+
+
+@main.command()
+@INPUTS
+@OUT
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="Folder of a saved model.")
+@KEY
+@click.option("--uncertainty", is_flag=True, help="Also how far predictions may be off.")
+@click.option("--spacing-um", type=float, help="Of the grid over slides without spots; that of the model if left out.")
+@click.option("--with-image", is_flag=True, help="Copy the image into the result, too.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where features of the images are kept.")
+@click.option("--client", help="Address of the scheduler of a dask cluster, whose workers then encode.")
+@ALLOW
+@MICRONS
+@DEVICE
+def predict(
+    inputs: tuple[Path, ...],
+    out: Path,
+    model: Path,
+    spacing_um: float | None,
+    with_image: bool,
+    client: str | None,
+    microns_per_pixel: float | None,
+    **options: Any,
+) -> None:
+    """Predict each slide, and write a store with the table and its places: <out>/<slide>.zarr."""
+    from nh2st_scverse import NH2ST, archive, pp, tl
+
+    key, progress = options.pop("key"), False
+    with _told(), _connected(client) as connection:
+        trained = NH2ST.load(model)
+
+        def job(source: archive.Source, path: Path) -> None:
+            sdata = archive.read(source, microns_per_pixel)
+            if not sdata.shapes and spacing_um is not None:
+                pp.grid(sdata, spacing_um=spacing_um)
+            tl.predict_expression(sdata, model=trained, key_added=key, client=connection, progress=progress, **options)
+            table = next(name for name, one in sdata.tables.items() if key in one.uns)
+            regions = sdata.tables[table].uns["spatialdata_attrs"]["region"]
+            shapes = [regions] if isinstance(regions, str) else list(regions)
+            images = list(sdata.images) if with_image else []
+            sdata.subset([table, *(name for name in shapes if name in sdata.shapes), *images]).write(path)
+
+        settings = {
+            "model": trained.identifier,
+            "key": key,
+            "uncertainty": options["uncertainty"],
+            "spacing_um": spacing_um,
+            "with_image": with_image,
+            "microns_per_pixel": microns_per_pixel,
+            "allow": sorted(options["allow"]),
+        }
+        table = archive.each(archive.find(inputs), out, ".zarr", command="predict", settings=settings, job=job)
+    _end(table, out)
+
+
+@contextmanager
+def _connected(address: str | None) -> Any:
+    """A client of a cluster that runs, or None."""
+    with nullcontext() if address is None else _client(address) as client:
+        yield client
+
+
+def _client(address: str) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout="10s")
+    except OSError as error:
+        raise click.ClickException(f"Expected the scheduler of a dask cluster at {address}: {error}") from error
+
+
+@main.command()
+@INPUTS
+@OUT
+@KEY
+def evaluate(inputs: tuple[Path, ...], out: Path, key: str) -> None:
+    """Score the prediction of each store against its counts: <out>/<slide>.csv, gene by gene."""
+    from nh2st_scverse import archive, tl
+
+    def job(source: archive.Source, path: Path) -> None:
+        scores = tl.evaluate(archive.read(source), key=key)
+        scores.to_csv(path)
+        click.echo(f"{source.name}: mean Pearson {scores['pearson'].mean():.3f} over {len(scores)} genes")
+
+    _run(inputs, out, ".csv", "evaluate", key, job)
+
+
+@main.command()
+@INPUTS
+@OUT
+@KEY
+def report(inputs: tuple[Path, ...], out: Path, key: str) -> None:
+    """Write one page for each store with a prediction: <out>/<slide>.html."""
+    from nh2st_scverse import archive, tl
+
+    def job(source: archive.Source, path: Path) -> None:
+        tl.report(archive.read(source), path, key=key)
+
+    _run(inputs, out, ".html", "report", key, job)
+
+
+def _run(inputs: tuple[Path, ...], out: Path, suffix: str, command: str, key: str, job: Callable[..., None]) -> None:
+    from nh2st_scverse import archive
+
+    with _told():
+        table = archive.each(archive.find(inputs), out, suffix, command=command, settings={"key": key}, job=job)
+    _end(table, out)
+
+
+if __name__ == "__main__":
+    main()
