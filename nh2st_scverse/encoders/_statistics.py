@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from skimage.color import hed_from_rgb
+
+from nh2st_scverse._threads import in_workers
 
 SIDE = 80  # px of a patch: finer ones tell no more
 AT_ONCE = 8  # patches: their pixels stay in the cache of a processor
@@ -46,9 +45,8 @@ class Statistics:
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Describe (n, 80, 80, 3) uint8 by (n, 71) float32."""
-        some = [patches[i : i + AT_ONCE] for i in range(0, len(patches), AT_ONCE)]
-        with ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2))) as pool:  # numpy lets other threads run
-            return np.concatenate(list(pool.map(_describe, some)) or [np.empty((0, self.dim), dtype=np.float32)])
+        some = (patches[i : i + AT_ONCE] for i in range(0, len(patches), AT_ONCE))  # numpy lets other threads run
+        return np.concatenate([np.empty((0, self.dim), dtype=np.float32), *in_workers(_describe, some)])
 
 
 def _describe(patches: np.ndarray) -> np.ndarray:

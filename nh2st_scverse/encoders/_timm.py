@@ -38,6 +38,8 @@ class Timm(TorchEncoder):
         Side of a patch in pixels; None takes that of the model.
     device
         ``"auto"`` takes a GPU when there is one.
+    half
+        Compute in 16 bits where the device can: faster, and other features than those of 32 bits.
     kwargs
         More for ``timm.create_model``.
 
@@ -110,6 +112,7 @@ class Timm(TorchEncoder):
         std: Sequence[float] | None = None,
         input_size: int | None = None,
         device: str = "auto",
+        half: bool = False,
         **kwargs: Any,
     ) -> None:
         if pooling not in POOLING:
@@ -136,6 +139,7 @@ class Timm(TorchEncoder):
             dim=dim,
             weights_hash=digest.hexdigest()[:16],
             device=device,
+            half=half,
         )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nh2st_scverse._threads import in_workers
 from nh2st_scverse.encoders._base import Encoder
+from nh2st_scverse.encoders._openvino import Compiled, compile_where_installed
 
 AT_ONCE = 64  # patches that pass a network together when nothing is learnt
 AT_ONCE_ON_CPU = 2  # the layers of more are so large that the system clears their memory anew each time
@@ -42,30 +47,102 @@ class Trunk(nn.Module):
 
 
 class TorchEncoder:
-    """A trunk as an :class:`nh2st_scverse.encoders.Encoder`: feature maps are averaged."""
+    """A trunk as an :class:`nh2st_scverse.encoders.Encoder`: feature maps are averaged.
+
+    On the processor several workers encode some patches each, on one core, compiled by OpenVINO where that is
+    installed. `half` computes in 16 bits where the device can: other features, under another hash.
+    """
 
     def __init__(
-        self, trunk: Trunk, *, name: str, input_size: int, dim: int, weights_hash: str, device: str = "auto"
+        self,
+        trunk: Trunk,
+        *,
+        name: str,
+        input_size: int,
+        dim: int,
+        weights_hash: str,
+        device: str = "auto",
+        half: bool = False,
     ) -> None:
-        self.name, self.input_size, self.dim, self.weights_hash = name, input_size, dim, weights_hash
+        self.name, self.input_size, self.dim, self.half = name, input_size, dim, half
+        self.weights_hash = f"{weights_hash} in 16 bits" if half else weights_hash
         self.device = torch.device(pick_device(device))
         trunk = trunk.to(self.device).eval().requires_grad_(False)
         self.frozen: Trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.compiled: dict[int, Compiled | None] = {}  # by the side of its images
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Encode (n, input_size, input_size, 3) uint8 into (n, dim) float32."""
+        if not len(patches):
+            return np.empty((0, self.dim), dtype=np.float32)
         given = torch.from_numpy(np.ascontiguousarray(patches))
-        parts = []
-        with torch.inference_mode():
-            for some in in_parts(given, self.device.type):
-                found = self.frozen(as_images(some.to(self.device)))
-                parts.append((found.mean(dim=(2, 3)) if found.dim() == 4 else found).float().cpu())
-        return torch.cat(parts).numpy()
+        if self.device.type == "cpu":
+            size = AT_ONCE_ON_CPU if self._compiled() is None else 1
+            parts = list(in_workers(self._encode, given.split(size)))
+        else:
+            parts = [self._encode(some) for some in given.split(AT_ONCE)]
+        return torch.cat(parts).float().cpu().numpy()
+
+    def _encode(self, patches: Tensor) -> Tensor:
+        """Features (n, dim) of patches (n, side, side, 3), on the device."""
+        compiled = self._compiled() if self.device.type == "cpu" else None
+        if compiled is not None:
+            return _mean(compiled(patches.numpy())[0])
+        images = _to(patches, self.device)
+        with torch.inference_mode(), _precision(self.device.type, half=self.half):
+            return _mean(self.frozen(as_images(images)))
+
+    def _compiled(self) -> Compiled | None:
+        if self.input_size not in self.compiled:
+            network = _FromPixels(self.frozen)
+            self.compiled[self.input_size] = compile_where_installed(network, self.input_size, half=self.half)
+        return self.compiled[self.input_size]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is compiled for this process."""
+        return vars(self) | {"compiled": {}}
 
     def trunk(self) -> Trunk:
         """A copy of the network on the CPU, to be trained."""
         copy: Trunk = deepcopy(self.frozen).cpu()
         return copy.requires_grad_(True)
+
+
+class _FromPixels(nn.Module):
+    """A trunk that takes patches (n, side, side, 3) uint8."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, patches: Tensor) -> Tensor:
+        found: Tensor = self.trunk(as_images(patches))
+        return found
+
+
+def _mean(found: Tensor) -> Tensor:
+    """Features (n, dim) of features, or of feature maps (n, dim, h, w)."""
+    return found.mean(dim=(2, 3)) if found.dim() == 4 else found
+
+
+def _to(patches: Tensor, device: torch.device) -> Tensor:
+    """Patches on a device; a GPU fetches them while the processor goes on."""
+    return patches.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else patches.to(device)
+
+
+_gpu = Lock()  # what cuDNN may round is set for the whole process
+
+
+@contextmanager
+def _precision(device: str, *, half: bool) -> Iterator[None]:
+    """Compute in 16 bits, or in all 32: some GPUs would round to 19 of them."""
+    with _gpu if device == "cuda" else nullcontext(), torch.autocast(device, torch.bfloat16, enabled=half):
+        before = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = half
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = before
 
 
 def trunk_of(encoder: Encoder) -> nn.Module:

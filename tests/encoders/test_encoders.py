@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import nh2st_scverse as nh
-from nh2st_scverse.encoders import Encoder, get
+from nh2st_scverse.encoders import Encoder, _openvino, _torch, get
 from nh2st_scverse.encoders._turned import Turned
 
 
@@ -106,6 +107,77 @@ def test_making_the_default_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     nh.encoders.EfficientNetLite0(device="cpu")
     assert torch.equal(before, torch.get_rng_state())
+
+
+# -------------------------------------------------------------------------------------------------------- workers
+
+
+class Means(_torch.Trunk):
+    """Mean colours of the quarters of an image, as maps (n, 3, 2, 2) of which encoders take the mean."""
+
+    def __init__(self) -> None:
+        super().__init__((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    def features(self, scaled: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(scaled, 2)
+
+
+def stand_in(**settings: Any) -> _torch.TorchEncoder:
+    return _torch.TorchEncoder(Means(), name="means", input_size=8, dim=3, weights_hash="none", **settings)
+
+
+def test_a_network_encodes_alike_by_any_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_torch, "compile_where_installed", lambda *_, **__: None)
+    patches = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    found = []
+    for n in (1, 3):
+        monkeypatch.setattr("nh2st_scverse._threads.n_workers", lambda n=n: n)
+        found.append(stand_in(device="cpu")(patches))
+    assert np.array_equal(*found)
+    assert np.allclose(found[0], patches.mean(axis=(1, 2)) / 127.5 - 1, atol=1e-5)
+    assert stand_in()(patches[:0]).shape == (0, 3)
+
+
+def test_a_compiled_network_is_used_and_stays_in_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def compiled(network: torch.nn.Module, side: int, *, half: bool) -> Any:
+        asked.append((side, half))
+        return lambda image: [network(torch.from_numpy(image)) + 100]
+
+    monkeypatch.setattr(_torch, "compile_where_installed", compiled)
+    patches = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    encoder = stand_in(device="cpu")
+    assert np.allclose(encoder(patches), patches.mean(axis=(1, 2)) / 127.5 + 99, atol=1e-4)
+    encoder(patches)
+    assert asked == [(8, False)]  # once
+    pickle.loads(pickle.dumps(encoder))(patches)  # a lambda cannot be pickled
+    assert len(asked) == 2
+
+
+def test_a_network_that_openvino_does_not_know_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(_openvino, "find_spec", lambda _: True)
+    monkeypatch.setattr(_openvino, "Compiled", broken)
+    assert _openvino.compile_where_installed(torch.nn.Identity(), 8, half=False) is None
+
+
+def test_openvino_gives_the_features_of_torch(patches: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    encoder = nh.encoders.EfficientNetLite0("cpu", head=False)
+    found = encoder(patches)
+    assert encoder.compiled[224] is not None
+    monkeypatch.setitem(encoder.compiled, 224, None)
+    assert np.abs(found - encoder(patches)).max() < 1e-4
+
+
+def test_sixteen_bits_are_other_features_under_another_name() -> None:
+    patches = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    exact, rough = stand_in(device="cpu"), stand_in(device="cpu", half=True)
+    assert exact.weights_hash != rough.weights_hash and rough(patches).dtype == np.float32
+    assert np.allclose(exact(patches), rough(patches), atol=0.05)
 
 
 # ------------------------------------------------------------------------------------------------------ interface
