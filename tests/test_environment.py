@@ -78,6 +78,8 @@ def test_what_the_package_imports_is_a_dependency():
                 imported.add(node.module.partition(".")[0])
         if path.name == "_explore_widget.py":  # the one file that needs the extra "lab"
             imported -= lab - before
+        if path.name == "_openvino.py":  # and "fast"
+            imported -= set(requirements(PROJECT["optional-dependencies"]["fast"]))
     imported -= set(sys.stdlib_module_names) | {"nh2st_scverse"}
     assert "numpy" in imported
     assert not imported & lab
