@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from spatialdata import SpatialData
@@ -55,6 +56,30 @@ def _no_figure_is_left_open() -> Iterator[None]:
     """Whatever test comes next in this process: some count the open figures."""
     yield
     plt.close("all")
+
+
+class Colours:
+    """An encoder that takes no time: means and spreads of the colours of a patch and of its middle."""
+
+    name, input_size, dim, weights_hash = "colours", 16, 12, "none"
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        x = patches.astype(np.float32) / 255
+        middle = x[:, 4:12, 4:12]
+        return np.concatenate([part(v, axis=(1, 2)) for v in (x, middle) for part in (np.mean, np.std)], axis=1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Any]:
+    """Settings of a training of a second."""
+    small = {"embedding": 16, "hidden": 16, "bottleneck": 16, "n_members": 1, "max_epochs": 1, "fields": (1.0,)}
+    return {"encoder": Colours(), "n_genes": 10, "progress": False, "device": "cpu", **small}
+
+
+@pytest.fixture(scope="session")
+def fine() -> SpatialData:
+    """A drawn section with spots, bins and cells: not to be changed."""
+    return nh.datasets.synthetic(width_um=700, n_genes=20, bins_um=(8, 16), cells=True, seed=1)
 
 
 @pytest.fixture(scope="session")

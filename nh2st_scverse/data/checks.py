@@ -137,6 +137,9 @@ def image(geometry: Geometry) -> list[Problem]:
             "no slide has this: pass microns_per_pixel=",
         ),
     ]
+    if geometry.doubt:
+        remedy = "give the image its place with spatialdata_io.xenium_aligned_image(image, alignment_csv)"
+        found.append(Problem("alignment", geometry.doubt, "warning", remedy))
     if any(word in geometry.image_key.lower() for word in ("hires", "lowres")) and microns > DOWNSCALED:
         found.append(
             Problem(

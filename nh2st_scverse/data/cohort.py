@@ -18,10 +18,10 @@ from nh2st_scverse._constants import N_NODES
 from nh2st_scverse._options import ANY, Elements
 from nh2st_scverse._validators import as_label, as_sequence, by_text, check_positive
 from nh2st_scverse.data import checks
-from nh2st_scverse.data.geometry import spot_diameter
 from nh2st_scverse.data.section import Section, choose_table, locate_section, locate_sections
 
 PATCH_PER_SPACING = 0.75  # default patch: 75 µm on Visium, 150 µm on legacy ST, about 1.5 spot diameters
+LEAST_PATCH_UM = 56.0  # of bins and cells, which are read with what is around them: 224 px of a scan at 40x
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,9 @@ def _check(cohort: Cohort, elements: Elements) -> None:
                 f"Expected at least {n_nodes} spots with an image in section {section.name!r} (a spot and its "
                 f"{n_nodes - 1} neighbours), found {n_usable}. Join the sections of a slide into larger ones."
             )
-        diameter = spot_diameter(sample.sdata.shapes[name], geometry)
         found = checks.in_section(
             geometry,
-            diameter_um=diameter,
+            diameter_um=section.diameter_um,
             spacing_um=section.spacing_um,
             patch_um=cohort.patch_um,
             counts=counts_in_memory(sample.table, section.rows),
@@ -194,13 +193,18 @@ def patch_size(sections: Iterable[Section]) -> float:
         The sections have different spot spacings, as two technologies have.
     """
     spacings = {section.name: section.spacing_um for section in sections}
-    low, high = min(spacings.values()), max(spacings.values())
-    if high > 1.25 * low:
+    patches = [default_patch(spacing) for spacing in spacings.values()]
+    if max(patches) > 1.25 * min(patches):
         raise ValueError(
             f"The sections have spots at different spacings: { {k: f'{v:.0f} µm' for k, v in spacings.items()} }. If "
             "that is right pass patch_um=; if not, microns_per_pixel is wrong in one of them."
         )
-    return round(PATCH_PER_SPACING * float(np.median(list(spacings.values()))), 1)
+    return round(float(np.median(patches)), 1)
+
+
+def default_patch(spacing_um: float) -> float:
+    """Side of a patch in µm for spots at some spacing."""
+    return max(PATCH_PER_SPACING * spacing_um, LEAST_PATCH_UM)
 
 
 def check_image_keys(image_key: str | Mapping[str, str] | None, objects: Iterable[SpatialData]) -> None:

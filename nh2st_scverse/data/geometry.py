@@ -15,7 +15,9 @@ from xarray import DataArray, DataTree
 from nh2st_scverse._constants import MICRONS_SUFFIX, VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_positive, choose_key
+from nh2st_scverse.data.technologies import microns_of, unaligned, why_no_stain
 
+UNALIGNED = "no alignment: pixels of the H&E image are taken for pixels of the fluorescence"
 XY = ("x", "y")
 
 
@@ -42,6 +44,7 @@ class Geometry:
     coordinates: np.ndarray  # (n, 2) x, y in the coordinates of the shapes
     instances: np.ndarray  # (n,) index of the shapes element
     microns_source: str  # where µm per pixel comes from
+    doubt: str = ""  # about how the spots lie on the image
 
     @property
     def microns_per_pixel(self) -> float:
@@ -130,7 +133,8 @@ def locate(
 
     The map is ``inv(image -> system) @ (shapes -> system)`` through the coordinate systems that both elements are in;
     all of them must agree. µm per pixel is the given value, else that of a coordinate system whose name ends in
-    ``microns``, else follows from the 100 µm pitch when the spots form a Visium grid.
+    ``microns``, else follows from squares of Visium HD or shapes of Xenium, else from the 100 µm pitch when the spots
+    form a Visium grid.
 
     Parameters
     ----------
@@ -174,14 +178,18 @@ def locate(
             "spatialdata.transformations.remove_transformation(element, to_coordinate_system=...)."
         )
 
-    microns, source = _microns_per_pixel(arrays[0], moved[0], microns_per_pixel, image_key)
+    known = microns_of(sdata, shapes_key)
+    if known is not None:  # per unit of the shapes -> per pixel
+        known = known[0] / float(np.sqrt(abs(np.linalg.det(maps[0][:2, :2])))), known[1]
+    microns, source = _microns_per_pixel(arrays[0], moved[0], microns_per_pixel, image_key, known)
     base = np.sqrt(abs(np.linalg.det(_affine(arrays[0], shared[0])[:2, :2])))
     levels = []
     for array in arrays:
         to_system = _affine(array, shared[0])  # every level carries its own scale
         scale = np.sqrt(abs(np.linalg.det(to_system[:2, :2]))) / base
         levels.append(Level(array, np.linalg.inv(to_system) @ _affine(shapes, shared[0]), microns * scale))
-    return Geometry(image_key, tuple(levels), coordinates, shapes.index.to_numpy(), source)
+    doubt = UNALIGNED if unaligned(sdata, image_key, arrays[0]) else ""
+    return Geometry(image_key, tuple(levels), coordinates, shapes.index.to_numpy(), source, doubt)
 
 
 def locate_image(
@@ -235,6 +243,13 @@ def _check_rgb(array: DataArray, image_key: str, sdata: SpatialData) -> None:
 def _choose_image(sdata: SpatialData, shapes_key: str, image_key: str | None) -> str:
     systems = _systems(sdata.shapes[shapes_key])
     sharing = [k for k in sdata.images if _systems(image_levels(sdata.images[k])[0]) & systems]
+    no_stain = {k: why for k in sharing if (why := why_no_stain(k, image_levels(sdata.images[k])[0]))}
+    sharing = [k for k in sharing if k not in no_stain]
+    if image_key in no_stain:
+        raise ValueError(
+            f"Image {image_key!r} is not the H&E to predict from: {no_stain[image_key]}. Images that may be: "
+            f"{sharing}. Add the H&E image at full resolution."
+        )
     if image_key is not None:
         if image_key not in sdata.images:
             raise KeyError(f"image_key={image_key!r} is not there. Available images: {list(sdata.images)}.")
@@ -245,9 +260,10 @@ def _choose_image(sdata: SpatialData, shapes_key: str, image_key: str | None) ->
             )
         return image_key
     if not sharing:
+        others = [f"{k} ({no_stain[k]})" if k in no_stain else k for k in sdata.images]
         raise KeyError(
             f"Expected an image that shares a coordinate system with {shapes_key!r} ({sorted(systems)}), found none. "
-            f"Available images: {list(sdata.images)}. Add the H&E image, or register it with "
+            f"Available images: {others}. Add the H&E image, or register it with "
             "spatialdata.transformations.set_transformation."
         )
     if len(sharing) > 1 and not _copies(sdata, sharing, systems):
@@ -277,13 +293,21 @@ def _copies(sdata: SpatialData, image_keys: list[str], systems: set[str]) -> boo
     return all(np.allclose(c, corners[0], atol=0.02 * np.abs(corners[0]).max()) for c in corners)
 
 
-def _microns_per_pixel(array: DataArray, spots: np.ndarray, given: float | None, image_key: str) -> tuple[float, str]:
+def _microns_per_pixel(
+    array: DataArray,
+    spots: np.ndarray,
+    given: float | None,
+    image_key: str,
+    known: tuple[float, str] | None = None,
+) -> tuple[float, str]:
     if given is not None:
         check_positive(given, argument="microns_per_pixel")
         return float(given), "given"
     for system in sorted(_systems(array)):
         if system.endswith(MICRONS_SUFFIX.strip("_")):
             return float(np.sqrt(abs(np.linalg.det(_affine(array, system)[:2, :2])))), f"coordinate system {system!r}"
+    if known is not None:
+        return known
     if is_hexagonal(spots):
         return VISIUM_PITCH_UM / spot_spacing(spots), "Visium grid of 100 µm pitch"
     raise ValueError(

@@ -94,6 +94,31 @@ def thinned_neighbourhoods(
     return Neighbours(nodes, mask, offsets)
 
 
+def ring_neighbourhoods(xy: np.ndarray, spacing: float, usable: np.ndarray, n_nodes: int = N_NODES) -> Neighbours:
+    """Neighbours where those of a hexagonal grid would be, for bins and cells that are denser than a model knows.
+
+    Parameters
+    ----------
+    xy, usable, n_nodes
+        As in :func:`neighbourhoods`.
+    spacing
+        That the model knows, in the unit of `xy`. A place of the grid without a bin or cell within half of it is empty.
+    """
+    angles = np.r_[np.arange(6), np.arange(6) + 0.5, np.arange(6)] * np.pi / 3
+    away = np.repeat([1.0, np.sqrt(3), 2.0], 6)
+    steps = (away * [np.cos(angles), np.sin(angles)]).T[: n_nodes - 1]  # (K - 1, 2) spacings
+    members = np.flatnonzero(usable)
+    tree = cKDTree(xy[members])
+    nodes, mask, offsets = vars(alone(len(xy), n_nodes)).values()
+    for k, step in enumerate(steps, start=1):
+        distance, found = tree.query(xy + step * spacing, distance_upper_bound=spacing / 2)
+        there = np.isfinite(distance)
+        mask[:, k] = there
+        nodes[there, k] = members[found[there]]
+        offsets[:, k] = (xy[nodes[:, k]] - xy) / spacing
+    return Neighbours(nodes, mask, offsets)
+
+
 def interleave(rows: np.ndarray, cols: np.ndarray, factor: int) -> np.ndarray:
     """Cut a grid into ``factor ** 2`` interleaved ones, each `factor` times as wide: (n,) part of each spot.
 

@@ -12,8 +12,9 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._options import ANY, Elements
 from nh2st_scverse._validators import check_link, check_unique, choose_key
 from nh2st_scverse.data.checks import on_image
-from nh2st_scverse.data.geometry import Geometry, locate, spot_spacing
+from nh2st_scverse.data.geometry import Geometry, locate, spot_diameter, spot_spacing
 from nh2st_scverse.data.neighbours import Neighbours, alone, neighbourhoods
+from nh2st_scverse.data.technologies import regions_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Section:
     usable: np.ndarray  # (n,) bool: the centre lies on the image
     neighbours: Neighbours
     group: str  # what it is held out with
+    diameter_um: float = 0.0  # of the places at which expression is measured
 
     @property
     def n_spots(self) -> int:
@@ -103,31 +105,32 @@ def locate_sections(sdata: SpatialData, elements: Elements = ANY, *, n_nodes: in
 
     check_link(table, table_key)
     attributes = table.uns["spatialdata_attrs"]
-    region = attributes["region"]
-    regions = [region] if isinstance(region, str) else list(region)
-    absent = [r for r in regions if r not in sdata.shapes]
-    regions = [r for r in regions if r in sdata.shapes]
+    regions, absent = regions_of(sdata, table)
     if elements.shapes is not None:
-        regions = [choose_key(regions, elements.shapes, what="shapes that the table annotates", argument="shapes_key")]
+        known = [region.shapes_key for region in regions]
+        chosen = choose_key(known, elements.shapes, what="shapes that the table annotates", argument="shapes_key")
+        regions = [region for region in regions if region.shapes_key == chosen]
     if not regions:
+        centres = next((name for name in absent if name in sdata.labels), None)
+        remedy = "" if centres is None else f" (of labels, spatialdata.to_circles(sdata.labels[{centres!r}]))"
         raise KeyError(
             f"Table {table_key!r} annotates {attributes['region']!r}, which is not among the shapes "
-            f"{list(sdata.shapes)}. Add these shapes, or name others with "
+            f"{list(sdata.shapes)}. Add these shapes{remedy}, or name others with "
             "sdata.set_table_annotates_spatialelement(table_key, region=...)."
         )
     if absent and elements.shapes is None:
         logger.warning("Table %r annotates %s, which are no shapes: their rows are left out.", table_key, absent)
     sections = []
-    for name in regions:
-        rows = np.flatnonzero((table.obs[attributes["region_key"]] == name).to_numpy())
+    for region in regions:
+        rows = np.flatnonzero((table.obs[attributes["region_key"]] == region.name).to_numpy())
         if len(rows):
-            instances = table.obs[attributes["instance_key"]].to_numpy()[rows]
-            sections.append(locate_section(sdata, name, rows, instances, elements, n_nodes=n_nodes))
+            instances = table.obs[region.id_column].to_numpy()[rows]
+            sections.append(locate_section(sdata, region.shapes_key, rows, instances, elements, n_nodes=n_nodes))
     if not sections:
         found = sorted(set(table.obs[attributes["region_key"]].astype(str)))
         raise ValueError(
-            f"Expected rows of table {table_key!r} for {regions}, found none. Its rows are of {found}: choose with "
-            "shapes_key=, or mend the table with sdata.set_table_annotates_spatialelement(...)."
+            f"Expected rows of table {table_key!r} for {[one.name for one in regions]}, found none. Its rows are of "
+            f"{found}: choose with shapes_key=, or mend the table with sdata.set_table_annotates_spatialelement(...)."
         )
     return sections
 
@@ -194,4 +197,5 @@ def locate_section(
     usable = on_image(geometry)
     enough = int(usable.sum()) >= n_nodes  # else a check says so: what is wrong is not the neighbours
     neighbours = neighbourhoods(xy_um, spacing, usable, n_nodes) if enough else alone(len(rows), n_nodes)
-    return Section(shapes_key, shapes_key, rows, geometry, spacing, usable, neighbours, group=shapes_key)
+    wide = spot_diameter(shapes, geometry)
+    return Section(shapes_key, shapes_key, rows, geometry, spacing, usable, neighbours, shapes_key, wide)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nh2st_scverse._constants import MICRONS_SUFFIX, VISIUM_PITCH_UM
-from nh2st_scverse._validators import check_path
+from nh2st_scverse._constants import VISIUM_PITCH_UM
+from nh2st_scverse.datasets._folder import begin, write_copies, write_counts, write_tiff
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-HIRES_UM, LOWRES_UM = 4.0, 13.0  # µm per pixel that Space Ranger's 2000 and 600 px have across a capture area
 FIDUCIAL_PER_SPOT = 1.62
 
 
@@ -52,7 +51,7 @@ def space_ranger_folder(sdata: SpatialData, *, path: str | os.PathLike[str]) -> 
 
     See Also
     --------
-    synthetic
+    synthetic, visium_hd_folder, xenium_folder
 
     Examples
     --------
@@ -63,44 +62,13 @@ def space_ranger_folder(sdata: SpatialData, *, path: str | os.PathLike[str]) -> 
     >>> sorted(sdata.images)
     ['my_section_full_image', 'my_section_hires_image', 'my_section_lowres_image']
     """
-    import tifffile
-    from spatialdata import SpatialData
-    from spatialdata.transformations import get_transformation
-
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Expected a SpatialData object of nh.datasets.synthetic(), found {type(sdata).__name__}.")
-    check_path(path, argument="path")
-    table = sdata.tables.get("table")
-    if table is None or "synthetic" not in table.uns or len(sdata.images) != 1:
-        raise ValueError(
-            f"Expected one section of nh.datasets.synthetic(), found the images {list(sdata.images)}. Draw one, or "
-            "choose it with sdata.filter_by_coordinate_system(name)."
-        )
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder: choose another path.")
-
-    key, tree = next(iter(sdata.images.items()))
-    section = key.removesuffix("_image")
-    image = tree["scale0"]["image"]
-    to_um = get_transformation(image, to_coordinate_system=f"{section}{MICRONS_SUFFIX}").to_affine_matrix("x", "x")
-    microns = float(to_um[0, 0])
-    pixels = image.transpose("y", "x", "c").to_numpy()
-
-    (folder / "spatial").mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(
-        folder / "tissue.tif",
-        pixels,
-        photometric="rgb",
-        compression="zlib",
-        resolution=(1e4 / microns, 1e4 / microns),
-        resolutionunit="CENTIMETER",
-    )
-    scales = {
-        name: _smaller(pixels, min(1.0, microns / um), folder / "spatial" / f"tissue_{name}_image.png")
-        for name, um in {"hires": HIRES_UM, "lowres": LOWRES_UM}.items()
-    }
-    diameter = 2 * float(sdata.shapes[f"{section}_spots"]["radius"].iloc[0])
+    drawn = begin(sdata, path)
+    folder, microns, pixels = drawn.folder, drawn.microns_per_pixel, drawn.pixels
+    table = sdata.tables["table"]
+    (folder / "spatial").mkdir(parents=True)
+    write_tiff(folder / "tissue.tif", pixels, microns)
+    scales = write_copies(folder / "spatial", pixels, microns)
+    diameter = 2 * float(sdata.shapes[f"{drawn.section}_spots"]["radius"].iloc[0])
     (folder / "spatial" / "scalefactors_json.json").write_text(
         json.dumps(
             {
@@ -115,17 +83,8 @@ def space_ranger_folder(sdata: SpatialData, *, path: str | os.PathLike[str]) -> 
     positions.to_csv(folder / "spatial" / "tissue_positions.csv")
     in_tissue = positions[positions["in_tissue"] == 1].reset_index().set_index(["array_row", "array_col"])["barcode"]
     barcodes = in_tissue.loc[list(zip(table.obs["array_row"], table.obs["array_col"], strict=True))]
-    _write_counts(folder / "filtered_feature_bc_matrix.h5", table, barcodes.to_numpy(), section)
+    write_counts(folder / "filtered_feature_bc_matrix.h5", table, barcodes.to_numpy(), drawn.section)
     return folder
-
-
-def _smaller(pixels: np.ndarray, scale: float, path: Path) -> float:
-    """Write a smaller copy of an image. Returns its scale after rounding to whole pixels."""
-    from PIL import Image
-
-    side = round(len(pixels) * scale)
-    Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX).save(path)
-    return side / len(pixels)
 
 
 def _positions(table: AnnData, microns: float, size: int) -> pd.DataFrame:
@@ -157,27 +116,3 @@ def _barcode(i: int) -> str:
     """Sixteen bases for a number, different for different numbers and not in their order."""
     scattered = i * 2654435761 % 4**16  # an odd factor: one to one
     return "".join("ACGT"[scattered >> 2 * base & 3] for base in range(16)) + "-1"
-
-
-def _write_counts(path: Path, table: AnnData, barcodes: np.ndarray, section: str) -> None:
-    """The HDF5 matrix of Space Ranger: genes x spots, columns compressed, spots in the order of their barcodes."""
-    import h5py
-
-    order = np.argsort(barcodes)
-    counts = table.X[order].tocsr()  # spots x genes by rows is genes x spots by columns
-    counts.sort_indices()
-    names = table.var_names.to_numpy().astype("S")
-    with h5py.File(path, "w") as file:
-        file.attrs["filetype"], file.attrs["version"] = "matrix", 2
-        file.attrs["library_ids"] = np.array([section.encode()])
-        matrix = file.create_group("matrix")
-        for name, kind in {"data": np.int32, "indices": np.int64, "indptr": np.int64}.items():
-            matrix.create_dataset(name, data=getattr(counts, name).astype(kind), compression="gzip")
-        matrix["shape"] = np.array(counts.shape[::-1], dtype=np.int32)
-        matrix["barcodes"] = barcodes[order].astype("S")
-        features = matrix.create_group("features")
-        features["id"] = np.array([f"SYN{i:08d}".encode() for i in range(len(names))])
-        features["name"] = names
-        features["feature_type"] = np.full(len(names), b"Gene Expression")
-        features["genome"] = np.full(len(names), b"drawn")
-        features["_all_tag_keys"] = np.array([b"genome"])

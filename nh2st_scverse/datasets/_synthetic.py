@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import MICRONS_SUFFIX, VISIUM_PITCH_UM
+from nh2st_scverse.datasets import _fine as _at_scale
 from nh2st_scverse.datasets._layout import BACKGROUND, REGIONS
 from nh2st_scverse.datasets._tissue import Tissue, draw_tissue
 
@@ -53,6 +55,8 @@ def synthetic(
     microns_per_pixel: float = 1.0,
     median_counts: float = 5000.0,
     seed: int = 0,
+    bins_um: int | Sequence[int] = (),
+    cells: bool = False,
 ) -> SpatialData:
     """Draw sections that look like H&E, with Visium spots and counts whose causes are known.
 
@@ -83,6 +87,10 @@ def synthetic(
         Median library size of a spot.
     seed
         The same seed gives the same object.
+    bins_um
+        Sides of square bins, as Visium HD has them (2, 8, 16), that are measured too; each a multiple of the smallest.
+    cells
+        Whether the cells are measured too. Neither changes the spots.
 
     Returns
     -------
@@ -101,6 +109,12 @@ def synthetic(
     - ``var``: ``program`` and ``depends_on`` (the column of ``obs`` that drives the gene, or ``"library size"``);
     - ``uns["synthetic"]``: the arguments, and ``programs``: JSON of program -> list of genes.
 
+    With `bins_um`, for each side, say 8: squares ``shapes["S_square_008um"]`` and their counts, a table of its own,
+    ``tables["square_008um"]``. With `cells`: polygons ``shapes["S_cells"]`` and ``tables["cells"]``, whose ``obs`` has
+    ``cell_type``, and the centres and radii of cell and nucleus in µm. Both tables have the same columns of truth at
+    the very place (``n_nuclei`` within 20 µm, per area of a spot), and in ``var`` the ``base`` and ``slope`` of each
+    gene: ``base + slope * obs[depends_on]`` is the share of the counts that is expected of it, but for a common factor.
+
     Raises
     ------
     TypeError, ValueError
@@ -108,7 +122,7 @@ def synthetic(
 
     See Also
     --------
-    space_ranger_folder : write a section as the files of Space Ranger.
+    space_ranger_folder, visium_hd_folder, xenium_folder : write a section as the files of its technology.
     nh2st_scverse.io.from_anndata : sections of your own.
 
     Examples
@@ -126,6 +140,9 @@ def synthetic(
     microns_per_pixel = _number("microns_per_pixel", microns_per_pixel, 0.25, 4)
     median_counts = _number("median_counts", median_counts, 10, 1e7)
     seed = _whole("seed", seed, 0)
+    sizes = _sizes(bins_um, width_um)
+    if not isinstance(cells, bool):
+        raise TypeError(f"`cells` must be True or False, found {cells!r}.")
 
     import anndata as ad
     import spatialdata as sd
@@ -133,6 +150,8 @@ def synthetic(
 
     genes = _genes(n_genes)
     images, shapes, tables = {}, {}, []
+    fine_shapes: dict[str, GeoDataFrame] = {}
+    fine_tables: dict[str, list[AnnData]] = {}
     for i in range(n_sections):
         section = f"section_{i}"
         rng = np.random.default_rng([seed, i])
@@ -141,6 +160,11 @@ def synthetic(
         obs, centres = _spots(tissue, section, width_um, microns_per_pixel)
         shapes[f"{section}_spots"] = _circles(obs, centres, section, microns_per_pixel)
         tables.append(_table(obs, centres / microns_per_pixel, genes, median_counts, rng))
+        if sizes or cells:
+            found = _fine(tissue, section, sizes, cells, genes, microns_per_pixel, median_counts, [seed, i, 1])
+            for key, (region, outlines, fine) in found.items():
+                fine_shapes[region] = outlines
+                fine_tables.setdefault(key, []).append(fine)
 
     table: AnnData = ad.concat(tables, merge="same")
     for column, categories in (("region", list(shapes)), ("tissue", list(REGIONS))):
@@ -155,7 +179,66 @@ def synthetic(
         "programs": json.dumps({name: list(genes.index[genes["program"] == name]) for name in GENE_SHARES}),
     }
     table = TableModel.parse(table, region=list(shapes), region_key="region", instance_key="spot_id")
-    return sd.SpatialData(images=images, shapes=shapes, tables={"table": table})
+    all_tables = {"table": table}
+    for key, parts in fine_tables.items():
+        fine = ad.concat(parts, merge="same")
+        fine.obs["region"] = fine.obs["region"].astype("category")
+        fine.uns["synthetic"] = dict(table.uns["synthetic"])
+        regions = list(dict.fromkeys(part.obs["region"].iloc[0] for part in parts))
+        instance = "cell_id" if key == "cells" else "location_id"
+        all_tables[key] = TableModel.parse(fine, region=regions, region_key="region", instance_key=instance)
+    return sd.SpatialData(images=images, shapes=shapes | fine_shapes, tables=all_tables)
+
+
+def _sizes(bins_um: int | Sequence[int], width_um: float) -> list[int]:
+    given = [bins_um] if isinstance(bins_um, Integral) else list(bins_um)  # type: ignore[arg-type]
+    sizes = sorted({_whole("bins_um", size, 1) for size in given})
+    if any(size % sizes[0] for size in sizes) or any(size > width_um / 10 for size in sizes):
+        raise ValueError(f"`bins_um` must be multiples of the smallest, and small, such as (2, 8, 16); found {sizes}.")
+    return sizes
+
+
+def _fine(
+    tissue: Tissue,
+    section: str,
+    sizes: Sequence[int],
+    with_cells: bool,
+    genes: pd.DataFrame,
+    microns_per_pixel: float,
+    median_counts: float,
+    seed: list[int],
+) -> dict[str, tuple[str, GeoDataFrame, AnnData]]:
+    """Bins and cells of a section: by the key of their table, the key of the shapes, the shapes and the table."""
+    import anndata as ad
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel
+
+    rng, systems = np.random.default_rng(seed), _transformations(section, microns_per_pixel)
+    how: dict[str, Any] = {"microns_per_pixel": microns_per_pixel, "median_counts": median_counts, "rng": rng}
+    var = genes.astype({"program": "category", "depends_on": "category"})
+    made = {}
+    drawn = _at_scale.bins(tissue, sizes, genes, **how) if sizes else {}
+    for size, (obs, counts) in drawn.items():
+        key = f"square_{size:03d}um"
+        shapes = _at_scale.squares(obs, size, microns_per_pixel, systems)
+        names = [
+            f"{section}_{size:03d}um_{r:05d}_{c:05d}" for r, c in zip(obs["array_row"], obs["array_col"], strict=True)
+        ]
+        obs = obs.assign(region=f"{section}_{key}", location_id=np.arange(len(obs))).set_axis(names)
+        table = ad.AnnData(counts, obs=obs, var=var.copy())
+        table.obsm["spatial"] = (obs[["array_col", "array_row"]].to_numpy() + 0.5) * size / microns_per_pixel
+        made[key] = (f"{section}_{key}", shapes, table)
+    if with_cells:
+        obs, counts = _at_scale.cells(tissue, genes, **how)
+        names = [f"{section}_cell_{i:06d}" for i in range(len(obs))]
+        obs = obs.set_axis(names).assign(region=f"{section}_cells", cell_id=names)
+        outlines = shapely.polygons(_at_scale.outlines(obs, "radius_um", microns_per_pixel))
+        shapes = ShapesModel.parse(gpd.GeoDataFrame(geometry=outlines, index=names), transformations=systems)
+        table = ad.AnnData(counts, obs=obs, var=var.copy())
+        table.obsm["spatial"] = obs[["x_um", "y_um"]].to_numpy() / microns_per_pixel
+        made["cells"] = (f"{section}_cells", shapes, table)
+    return made
 
 
 def _whole(name: str, value: object, low: int) -> int:

@@ -47,6 +47,7 @@ class Tissue:
     image: np.ndarray  # (3, height, width) uint8
     labels: np.ndarray  # (height, width) uint8, index into REGIONS or BACKGROUND (255)
     nuclei: np.ndarray  # (n, 2) centres, x and y in µm
+    kinds: np.ndarray  # (n,) index into NUCLEI
 
 
 def draw_tissue(width_um: float, microns_per_pixel: float, rng: np.random.Generator) -> Tissue:
@@ -85,7 +86,7 @@ def draw_tissue(width_um: float, microns_per_pixel: float, rng: np.random.Genera
     thickness *= np.clip(inside / 3 + 0.5, 0, 1)
     eosin *= thickness
     haematoxylin *= thickness
-    return Tissue(_develop(eosin, haematoxylin, microns_per_pixel, rng), labels, nuclei)
+    return Tissue(_develop(eosin, haematoxylin, microns_per_pixel, rng), labels, nuclei, kinds)
 
 
 # ------------------------------------------------------------------------------------------------- cytoplasm and matrix

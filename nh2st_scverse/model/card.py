@@ -31,20 +31,31 @@ class Card:
     patch_px: int  # side of a patch at the input of the encoder
     stain: dict[str, Any] | None = None  # the colours that sections take before they are encoded
     trained_on: dict[str, str]  # training sections, and the group of each
+    spot_um: float = 0.0  # width of the places at which expression was measured; 0: saved before it was kept
     seed: int = 0
     interrupted: bool = False  # the user stopped the training before its end
     packages: dict[str, str] = field(default_factory=package_versions)  # with which it was trained
 
     def __post_init__(self) -> None:
         """Hold plain values of its own: what the caller does to theirs changes nothing here."""
-        plain = {"patch_um": float, "spacing_um": float, "encoder_dim": int, "patch_px": int, "seed": int}
+        plain = {
+            "patch_um": float,
+            "spacing_um": float,
+            "spot_um": float,
+            "encoder_dim": int,
+            "patch_px": int,
+            "seed": int,
+        }
         for one in fields(self):
             value = getattr(self, one.name)
             object.__setattr__(self, one.name, plain.get(one.name, deepcopy)(value))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        if not self.spot_um:  # as earlier versions wrote it: the same model has the same identifier
+            del values["spot_um"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Card:

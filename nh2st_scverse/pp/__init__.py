@@ -1,11 +1,12 @@
-"""Preparation: look at what the tools will use before they use it, and lay a grid over slides without spots."""
+"""Preparation: look at what the tools will use before they use it, lay a grid over slides, pool bins into spots."""
 
 from __future__ import annotations
 
 from nh2st_scverse.pp._check import check
 from nh2st_scverse.pp._grid import grid
+from nh2st_scverse.pp._pseudospots import pseudospots
 
-__all__ = ["check", "grid"]
+__all__ = ["check", "grid", "pseudospots"]
 
 
 def __dir__() -> list[str]:

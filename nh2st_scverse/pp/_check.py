@@ -18,11 +18,12 @@ from nh2st_scverse._options import Elements
 from nh2st_scverse._validators import as_allowances, check_positive, check_unique, choose_key
 from nh2st_scverse.data import checks
 from nh2st_scverse.data.checks import Problem
-from nh2st_scverse.data.cohort import PATCH_PER_SPACING, check_image_keys, counts_in_memory
+from nh2st_scverse.data.cohort import check_image_keys, counts_in_memory, default_patch
 from nh2st_scverse.data.expression import is_logged, matrix
 from nh2st_scverse.data.geometry import locate, locate_image, spot_diameter, spot_spacing
 from nh2st_scverse.data.quality import places_on
 from nh2st_scverse.data.section import locate_sections
+from nh2st_scverse.data.technologies import regions_of
 from nh2st_scverse.data.tissue import detect_tissue
 
 COLOURS = {"ok": "", "warning": "background:#fff3cd;color:#664d03", "error": "background:#f8d7da;color:#842029"}
@@ -113,7 +114,7 @@ def check(
     sdata
         Image, spots, and a table that annotates them.
     patch_um
-        Side of a patch in µm, for a slide ``model.patch_um``; None takes 0.75 of the spot spacing.
+        Side of a patch in µm, for a slide ``model.patch_um``; None takes 0.75 of the spot spacing, at least 56.
     table_key, shapes_key, image_key
         Elements of the object; None means the only candidate.
     layer
@@ -181,21 +182,20 @@ def check(
             spacing = _section(sdata, region, table_key, image, microns_per_pixel, allowed, patch_um, lines)
             spacings |= {region: spacing} if spacing > 0 else {}
     lines.section = ""
-    if patch_um is None and spacings and max(spacings.values()) > 1.25 * min(spacings.values()):
+    patches = [default_patch(spacing) for spacing in spacings.values()]
+    if patch_um is None and patches and max(patches) > 1.25 * min(patches):
         found = ", ".join(f"{name}: {spacing:.0f} µm" for name, spacing in spacings.items())
         lines.add("spot spacings", found, status="error", remedy="pass patch_um=, or mend microns_per_pixel in one")
     return Findings(list(lines), columns=COLUMNS)
 
 
 def _regions(sdata: SpatialData, table_key: str, shapes_key: str | None, lines: _Lines) -> list[str]:
-    region = sdata.tables[table_key].uns["spatialdata_attrs"]["region"]
-    names = [region] if isinstance(region, str) else list(region)
-    found = [name for name in names if name in sdata.shapes]
+    regions, absent = regions_of(sdata, sdata.tables[table_key])
+    found = [region.shapes_key for region in regions]
     if shapes_key is not None:
         return [choose_key(found, shapes_key, what="shapes that the table annotates", argument="shapes_key")]
     if not found:
-        raise KeyError(f"Table {table_key!r} annotates {names}, which is not among the shapes {list(sdata.shapes)}")
-    absent = [name for name in names if name not in found]
+        raise KeyError(f"Table {table_key!r} annotates {absent}, which is not among the shapes {list(sdata.shapes)}")
     if absent:
         lines.add("regions", f"{absent} are no shapes: their rows are left out", status="warning")
     return found
@@ -264,7 +264,7 @@ def _section(
     if not spacing > 0:
         lines.show(checks.image(geometry))
         return np.nan
-    patch = round(PATCH_PER_SPACING * spacing, 1) if patch_um is None else patch_um
+    patch = round(default_patch(spacing), 1) if patch_um is None else patch_um
     found = checks.in_section(
         geometry,
         diameter_um=spot_diameter(sdata.shapes[region], geometry),

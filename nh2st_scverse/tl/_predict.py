@@ -20,8 +20,9 @@ from nh2st_scverse._options import Elements, Run, as_flag
 from nh2st_scverse._validators import check_name, choose_key
 from nh2st_scverse.data.cohort import Cohort, Sample, collect, collect_places
 from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patches, encode
-from nh2st_scverse.data.neighbours import interleave, thinned_neighbourhoods
+from nh2st_scverse.data.neighbours import interleave, ring_neighbourhoods, thinned_neighbourhoods
 from nh2st_scverse.data.section import Section
+from nh2st_scverse.data.technologies import regions_of
 from nh2st_scverse.encoders import Encoder, Precomputed, get
 from nh2st_scverse.model import NH2ST, check_residuals, novelty_of
 from nh2st_scverse.nn.config import settings_docs
@@ -30,6 +31,8 @@ from nh2st_scverse.prediction import Prediction, in_x, write
 from nh2st_scverse.tl._cross_fit import TrainingOptions, cross_fit
 from nh2st_scverse.tl._setup import border, check_place, rows_of
 
+TOUCHING = 0.7  # of the spacing: spots of an array are narrower than bins and cells
+SAME_SIZE = 0.8  # of the width of the places that a model was trained on
 HALF_ALIKE = 0.5  # of the likeness: below, a prediction is warned of
 Grid = tuple[str, GeoDataFrame, str]  # name, circles, and the image they lie on
 
@@ -194,6 +197,7 @@ def predict_expression(
         table_added = next(key for key, one in sdata.tables.items() if one is table)  # predicted before: replaced
     check_place(sdata, table, key_added, table_added, model.genes)
     cohort = replace(cohort, samples=tuple(_at_distance(sample, model.spacing_um) for sample in cohort.samples))
+    _tell_size(cohort, model)
     with KeptFeatures(cohort) as kept:
         inputs = _see(cohort, model, used, kept, run)
         prediction = _predict(cohort, model, inputs, run.torch_device, uncertainty)
@@ -222,7 +226,9 @@ def _predict(cohort: Cohort, model: NH2ST, inputs: Sequence[np.ndarray], device:
         pearson=model.scores["pearson"].to_numpy(),
         embedding=model.embed(values),
         border=border(cohort, model.config),
-        about=model.provenance() | {"cross_fitted": False} | _expected(model, pairs, device),
+        about=model.provenance()
+        | {"cross_fitted": False, "spot_um": model.card.spot_um}
+        | _expected(model, pairs, device),
         std=std,
         widths=widths,
         novelty=novelty,
@@ -246,6 +252,24 @@ def _expected(model: NH2ST, pairs: Sequence[tuple[Section, np.ndarray]], device:
     number = sum(section.n_spots for section, _ in pairs)
     mean = sum(alike[section.name] * section.n_spots for section, _ in pairs) / number
     return {"likeness": json.dumps(alike), "expected_pearson": mean * held_out}
+
+
+def _tell_size(cohort: Cohort, model: NH2ST) -> None:
+    """Say where predictions are of another size of place than the one that was measured; a grid is of none."""
+    trained = model.card.spot_um
+    for sample in cohort.samples:
+        section = sample.section
+        grid = {"array_row", "array_col"} <= set(sample.sdata.shapes[section.shapes_key].columns)
+        if trained and not grid and not SAME_SIZE <= section.diameter_um / trained <= 1 / SAME_SIZE:
+            logger.warning(
+                "The model was trained on expression in places of %.0f µm, those of %r are %.0f µm wide: predicted is "
+                "what a place of %.0f µm round each of them has, in the same unit. Intervals and scores hold for that "
+                "size.",
+                trained,
+                section.name,
+                section.diameter_um,
+                trained,
+            )
 
 
 @contextmanager
@@ -284,6 +308,10 @@ def _at_distance(sample: Sample, spacing_um: float) -> Sample:
         n_nodes = section.neighbours.nodes.shape[1]
         neighbours = thinned_neighbourhoods(section.xy_um, wider, section.usable, part, n_nodes)
         return replace(sample, section=replace(section, neighbours=neighbours))
+    if ratio > 1.25 and ("radius" not in shapes or section.diameter_um > TOUCHING * section.spacing_um):  # bins, cells
+        nodes = section.neighbours.nodes.shape[1]
+        neighbours = ring_neighbourhoods(section.xy_um, spacing_um, section.usable, nodes)
+        return replace(sample, section=replace(section, neighbours=neighbours))
     if abs(1 / ratio - 1) > 0.25:
         logger.warning(
             "Spots of %r are %.0f µm apart, those the model was trained on %.0f µm: is microns_per_pixel right?",
@@ -318,8 +346,9 @@ def _is_annotated(sdata: SpatialData, elements: Elements) -> bool:
     """Whether there is a table to write to: of any spots, or of the shapes that are named."""
     regions: list[str] = []
     for table in sdata.tables.values():
-        region = table.uns.get("spatialdata_attrs", {}).get("region", [])
-        regions += [region] if isinstance(region, str) else list(region)
+        if table.uns.get("spatialdata_attrs"):
+            found, absent = regions_of(sdata, table)
+            regions += [region.shapes_key for region in found] + absent
     new = elements.table is None and elements.shapes in sdata.shapes and elements.shapes not in regions
     return bool(regions) and not new
 

@@ -54,10 +54,18 @@ def see(cohort: Cohort, recipe: Recipe, config: Config, kept: KeptFeatures, run:
 def card_for(data: Data, recipe: Recipe, seed: int) -> Card:
     """What a model that is trained on some sections is made from."""
     assert data.targets is not None
+    wide = {section.name: section.diameter_um for section in data.sections}
+    if max(wide.values()) > 1.25 * min(wide.values()):
+        logger.warning(
+            "Expression was measured in places of different sizes, %s: what varies with the size is learnt as biology. "
+            "Pool bins and cells into spots of one size with nh.pp.pseudospots.",
+            {name: f"{um:.0f} µm" for name, um in wide.items()},
+        )
     return Card(
         unit=data.targets.unit,
         patch_um=recipe.patch_um,
         spacing_um=float(np.median([section.spacing_um for section in data.sections])),
+        spot_um=float(np.median(list(wide.values()))),
         encoder=recipe.encoder.name,
         encoder_hash=recipe.encoder.weights_hash,
         encoder_dim=recipe.encoder.dim or data.inputs[0].shape[1],

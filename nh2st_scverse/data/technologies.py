@@ -1,0 +1,112 @@
+"""What objects of ``spatialdata_io`` tell without saying so: µm, the shapes that a table means, images that are no H&E.
+
+Visium HD names its squares by their side; Xenium's shapes are in µm. Both may have tables that annotate labels, which
+have no outlines: the shapes of the same cells or bins are taken.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from anndata import AnnData
+from geopandas import GeoDataFrame
+from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
+from xarray import DataArray
+
+SQUARE = re.compile(r"square_(\d{3})um$")
+OF_XENIUM = {"cell_labels": ("cell_boundaries", "cell_circles"), "nucleus_labels": ("nucleus_boundaries",)}
+IN_MICRONS = ("cell_boundaries", "cell_circles", "nucleus_boundaries", "transcripts")
+MORPHOLOGY = ("morphology_focus", "morphology_mip")
+RELABELED = "relabeled_"  # before the name of a column of ids that spatialdata made for labels
+STAINS = re.compile(r"dapi|hoechst|atp1a1|18s|alphasma|vimentin", re.I)
+
+
+@dataclass(frozen=True)
+class Region:
+    """Shapes that a table annotates."""
+
+    name: str  # in the region column of the table
+    shapes_key: str
+    id_column: str  # of obs: the index of the shapes
+
+
+def regions_of(sdata: SpatialData, table: AnnData) -> tuple[list[Region], list[str]]:
+    """The shapes that a table annotates, by themselves or by their labels, and the regions that are no shapes."""
+    attributes = table.uns["spatialdata_attrs"]
+    names = [attributes["region"]] if isinstance(attributes["region"], str) else list(attributes["region"])
+    found = {name: _region(sdata, table, name, attributes["instance_key"]) for name in names}
+    return [one for one in found.values() if one is not None], [name for name, one in found.items() if one is None]
+
+
+def _region(sdata: SpatialData, table: AnnData, name: str, instance_key: str) -> Region | None:
+    if name in sdata.shapes:
+        return Region(name, name, instance_key)
+    if name not in sdata.labels:
+        return None
+    columns = [c for c in (instance_key.removeprefix(RELABELED), "cell_id") if c in table.obs]
+    wanted = [key for key in (name.removesuffix("_labels"), *OF_XENIUM.get(name, ())) if key in sdata.shapes]
+    for key in wanted:
+        for column in columns if instance_key.startswith(RELABELED) else columns[::-1]:
+            if table.obs[column].isin(sdata.shapes[key].index).all():
+                return Region(name, key, column)
+    return None
+
+
+def microns_of(sdata: SpatialData, shapes_key: str) -> tuple[float, str] | None:
+    """µm that one unit of the coordinates of some shapes has, and where that is known from; None if it is not."""
+    shapes = sdata.shapes[shapes_key]
+    side = SQUARE.search(shapes_key)
+    if side:
+        return int(side[1]) / _width(shapes), f"squares of {int(side[1])} µm"
+    scales = _scales(shapes)
+    if shapes_key in IN_MICRONS and any(plain and abs(scale - 1) > 1e-6 for scale, plain in scales.values()):
+        return 1.0, "shapes of Xenium in µm"
+    for key, other in sdata.shapes.items():  # cells beside the bins of one slide
+        side, theirs = SQUARE.search(key), _scales(other)
+        shared = sorted(set(scales) & set(theirs))
+        if side and shared:
+            microns = int(side[1]) / _width(other)
+            return microns / theirs[shared[0]][0] * scales[shared[0]][0], f"squares of {int(side[1])} µm"
+    return None
+
+
+def _width(shapes: GeoDataFrame) -> float:
+    if "radius" in shapes:
+        return 2 * float(shapes["radius"].median())
+    bounds = shapes.geometry.bounds
+    return float((bounds["maxx"] - bounds["minx"]).median())
+
+
+def _scales(shapes: GeoDataFrame) -> dict[str, tuple[float, bool]]:
+    """How many units of each coordinate system one unit of the shapes is, and whether that is all."""
+    found = {}
+    for system, transformation in get_transformation(shapes, get_all=True).items():
+        matrix = np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
+        scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+        found[system] = scale, bool(np.allclose(matrix, np.diag([scale, scale, 1.0])))
+    return found
+
+
+def why_no_stain(key: str, image: DataArray) -> str:
+    """Why an image cannot be the H&E to predict from, or nothing."""
+    if key.endswith("_cytassist_image"):
+        return "it is the image of the CytAssist, of low resolution and taken at an angle"
+    if key in MORPHOLOGY:
+        return "it is fluorescence"
+    channels = image.coords["c"].values if "c" in image.coords else []
+    if any(STAINS.search(str(channel)) for channel in channels):
+        return f"it is fluorescence, of {', '.join(map(str, channels))}"
+    return ""
+
+
+def unaligned(sdata: SpatialData, image_key: str, image: DataArray) -> bool:
+    """Whether an image beside the fluorescence of a Xenium lies on it pixel by pixel, as without an alignment file."""
+    others = [key for key in MORPHOLOGY if key in sdata.images]
+    of_xenium = others or sdata.attrs.get("spatialdata_io_reader") == "xenium"
+    if not of_xenium or image_key in MORPHOLOGY:
+        return False
+    matrix = get_transformation(image, get_all=True).get("global")
+    return matrix is not None and np.allclose(matrix.to_affine_matrix(("x", "y"), ("x", "y")), np.eye(3))
