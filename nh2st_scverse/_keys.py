@@ -88,6 +88,11 @@ class Keys:
         """``uns``: Moran's I of every gene, from :func:`nh2st_scverse.tl.biology`."""
         return f"{self.key}_moran"
 
+    @property
+    def modules(self) -> str:
+        """``obsm``: predicted values of sets of genes, from :func:`nh2st_scverse.tl.modules`; ``uns``: their number."""
+        return f"{self.key}_modules"
+
     # all of them
 
     @property
@@ -120,6 +125,17 @@ class Keys:
         return (("uns", self.moran),)
 
     @property
+    def of_modules(self) -> tuple[Place, ...]:
+        """What :func:`nh2st_scverse.tl.modules` writes."""
+        return (("obsm", self.modules), ("uns", self.modules))
+
+    @property
     def places(self) -> tuple[Place, ...]:
         """Every name that belongs to the key."""
-        return (*self.of_prediction, *self.of_uncertainty, *self.of_evaluation, *self.of_biology)
+        return (
+            *self.of_prediction,
+            *self.of_uncertainty,
+            *self.of_evaluation,
+            *self.of_biology,
+            *self.of_modules,
+        )

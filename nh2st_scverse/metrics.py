@@ -415,6 +415,7 @@ def noise_ceiling(
     n_splits: int = 10,
     seed: int = 0,
     target_sum: float = TARGET_SUM,
+    together: bool = False,
 ) -> Floats:
     r"""Highest Pearson correlation that any predictor could reach, given how few molecules were counted.
 
@@ -435,6 +436,8 @@ def noise_ceiling(
         Seed of the halvings; the same seed gives the same numbers.
     target_sum
         Library size to which counts are normalised before ``log1p``.
+    together
+        Of the mean of all genes, as of one gene: (1,).
 
     Returns
     -------
@@ -493,16 +496,20 @@ def noise_ceiling(
         return np.log1p(half * (target_sum / np.maximum(half_library, 1))[spot])
 
     def mean(values: Floats) -> Floats:
+        if together:
+            return values.mean(keepdims=True)
         return np.bincount(gene, weights=values, minlength=n_genes) / max(n_spots, 1)
 
     rng = np.random.default_rng(seed)
-    covariance, deviation = np.zeros(n_genes), np.zeros(n_genes)
+    covariance, deviation = np.zeros((2, 1 if together else n_genes))
     for _ in range(n_splits):
         a = rng.binomial(panel.data, 0.5)
         library_a = np.bincount(spot, weights=a, minlength=n_spots).astype(np.int64)
         library_a += rng.binomial(library - in_panel, 0.5)
         # log1p(0) = 0: zeros add nothing to any of these sums, so only the non-zero counts are visited.
         x, y = normalise(a, library_a), normalise(panel.data - a, library - library_a)
+        if together:
+            x, y = (np.bincount(spot, weights=half, minlength=n_spots) / n_genes for half in (x, y))
         mean_x, mean_y = mean(x), mean(y)
         covariance += mean(x * y) - mean_x * mean_y
         variances = (mean(x * x) - mean_x**2) * (mean(y * y) - mean_y**2)

@@ -292,6 +292,9 @@ def written(table: AnnData, key: str) -> set[Place]:
         found |= set(keys.of_evaluation)
     if _is_moran(table.uns.get(keys.moran)):
         found |= set(keys.of_biology)
+    modules = table.uns.get(keys.modules)
+    if isinstance(modules, Mapping) and set(modules) == {"n_modules"}:
+        found |= set(keys.of_modules)
     return {place for place in found if _is_there(table, place)}
 
 

@@ -6,7 +6,9 @@ from nh2st_scverse.tl._biology import biology
 from nh2st_scverse.tl._cross_fit import cross_fit
 from nh2st_scverse.tl._cross_validate import cross_validate
 from nh2st_scverse.tl._evaluate import evaluate
+from nh2st_scverse.tl._modules import modules
 from nh2st_scverse.tl._predict import predict_expression
+from nh2st_scverse.tl._region import region
 from nh2st_scverse.tl._report import report
 from nh2st_scverse.tl._summary import paired_differences, summarise
 from nh2st_scverse.tl._train import train
@@ -18,8 +20,10 @@ __all__ = [
     "cross_fit",
     "cross_validate",
     "evaluate",
+    "modules",
     "paired_differences",
     "predict_expression",
+    "region",
     "report",
     "summarise",
     "summarize",

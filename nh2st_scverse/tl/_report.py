@@ -19,8 +19,7 @@ from anndata import AnnData
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
-import nh2st_scverse
-from nh2st_scverse import pl
+from nh2st_scverse import __version__, pl
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._logging import quiet
 from nh2st_scverse.pl._clusters import cluster_colours, draw_legend
@@ -277,7 +276,7 @@ def _methods(prediction: Prediction) -> str:
     seen = f", from fields of view of {fields} µm around each spot" if np.isfinite(patch) else ""
     parts = [
         f"Expression of {len(prediction.genes)} genes was predicted from H&E images with NH2ST as implemented in "
-        f"nh2st_scverse {nh2st_scverse.__version__} (model {about.get('model', 'not known')}, preset "
+        f"nh2st_scverse {__version__} (model {about.get('model', 'not known')}, preset "
         f"{about.get('preset', 'not known')}, image encoder {about.get('encoder', 'not known')}){seen}.",
         "Every spot was predicted by models that were trained without its group or block of tissue."
         if prediction.cross_fitted
