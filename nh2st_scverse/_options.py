@@ -22,7 +22,7 @@ import numpy as np
 
 from nh2st_scverse._validators import as_allowances, check_positive
 
-Panel = Literal["highest_mean", "highly_variable"]
+Panel = Literal["highest_mean", "highly_variable", "spatially_variable"]
 """How a gene panel is chosen."""
 
 LARGEST_SEED = 2**32 - 1  # that every library takes

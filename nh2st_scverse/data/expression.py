@@ -15,7 +15,8 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._threads import threads
 from nh2st_scverse._validators import as_genes, check_one_of, check_unique
 
-PANELS = ("highest_mean", "highly_variable")
+PANELS = ("highest_mean", "highly_variable", "spatially_variable")
+N_ADJACENT = 6  # spots that Moran's I compares a spot with: those around it on a hexagonal array
 
 
 def matrix(adata: AnnData, layer: str | None) -> Any:
@@ -158,7 +159,11 @@ def smooth(expression: np.ndarray, rows: np.ndarray, columns: np.ndarray, hexago
 
 
 def choose_genes(
-    expressions: Sequence[Any], names: Sequence[Sequence[str]], genes: str | Sequence[str], n_genes: int | None
+    expressions: Sequence[Any],
+    names: Sequence[Sequence[str]],
+    genes: str | Sequence[str],
+    n_genes: int | None,
+    places: Sequence[np.ndarray] = (),
 ) -> list[str]:
     """Choose the gene panel on the training sections.
 
@@ -169,9 +174,11 @@ def choose_genes(
     names
         Genes of each section.
     genes
-        ``"highest_mean"``, ``"highly_variable"``, or the panel itself.
+        ``"highest_mean"``, ``"highly_variable"``, ``"spatially_variable"``, or the panel itself.
     n_genes
         Size of a chosen panel; None takes all genes that every section has.
+    places
+        Spots (n_spots, 2) of each section, for ``"spatially_variable"``.
 
     Raises
     ------
@@ -208,6 +215,9 @@ def choose_genes(
     total, highest, lowest = np.stack(of_section, axis=1)  # (sections, shared genes) each
     if genes == "highest_mean":
         score = total.sum(axis=0) / sum(e.shape[0] for e in expressions)
+    elif genes == "spatially_variable":
+        found = [morans_i(e[:, c], xy) for e, c, xy in zip(expressions, columns, places, strict=True)]
+        score = np.average(found, axis=0, weights=[e.shape[0] for e in expressions])
     else:
         score = _variability([e[:, c] for e, c in zip(expressions, columns, strict=True)])
     score = np.where(highest.max(axis=0) > lowest.min(axis=0), score, -np.inf)  # constant genes cannot be learnt
@@ -219,6 +229,31 @@ def choose_genes(
             f"e.g. {shared[:5]}). Is it the right layer=?"
         )
     return [shared[i] for i in order]
+
+
+def morans_i(expression: Any, xy: np.ndarray) -> np.ndarray:
+    """Moran's I (G,) of genes over spots: of a spot and the mean of those around it; 0 where a gene is constant.
+
+    Parameters
+    ----------
+    expression
+        (n_spots, G), sparse or dense.
+    xy
+        (n_spots, 2) in any unit.
+    """
+    n = len(xy)
+    k = min(N_ADJACENT, n - 1)
+    if k < 1:
+        return np.zeros(expression.shape[1])
+    near = cKDTree(xy).query(xy, k + 1)[1][:, 1:]  # (n, k)
+    weights = sp.csr_matrix((np.full(n * k, 1 / k), (np.repeat(np.arange(n), k), near.ravel())), shape=(n, n))
+    x = sp.csr_matrix(expression, dtype=np.float64)
+    mean = np.asarray(x.mean(axis=0)).ravel()
+    of_column = np.asarray(weights.sum(axis=0)).ravel()
+    products = np.asarray((weights @ x).multiply(x).sum(axis=0)).ravel()  # zeros stay zeros: nothing is centred
+    products -= mean * (x.T @ of_column + x.T @ np.ones(n)) - n * mean**2
+    squares = np.asarray(x.multiply(x).sum(axis=0)).ravel() - n * mean**2
+    return np.divide(products, squares, out=np.zeros_like(squares), where=squares > 1e-9 * n)
 
 
 def _column_statistics(x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

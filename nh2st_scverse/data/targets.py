@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from nh2st_scverse.data.cohort import Cohort, Sample
 from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, matrix, smooth, to_dense
 from nh2st_scverse.data.folds import Spots
 from nh2st_scverse.data.geometry import is_hexagonal
+
+HOUSEKEEPING = re.compile(r"(?i)mt-|rp[ls]\d|rp[ls]p\d|mrp[ls]\d")  # symbols of man and mouse
+MOST_HOUSEKEEPING = 0.2  # of a panel that was chosen
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def choose_panel(
     counts
         Of all sections.
     genes
-        ``"highest_mean"``, ``"highly_variable"``, or the panel itself.
+        ``"highest_mean"``, ``"highly_variable"``, ``"spatially_variable"`` (Moran's I), or the panel itself.
     n_genes
         Size of a chosen panel; None takes all genes that every section has.
     within
@@ -91,7 +95,13 @@ def choose_panel(
         return choose_genes(counts.values, names, genes, None)
     sets = within or [tuple((i, np.arange(s.n_spots)) for i, s in enumerate(counts.cohort.sections))]
     ranked = [
-        choose_genes([_some(counts.values[i], at) for i, at in spots], [names[i] for i, _ in spots], genes, None)
+        choose_genes(
+            [_some(counts.values[i], at) for i, at in spots],
+            [names[i] for i, _ in spots],
+            genes,
+            None,
+            [counts.cohort.sections[i].xy_um[at] for i, at in spots],
+        )
         for spots in sets
     ]
     # the lowest rank of a gene over the training sets counts: the best are near the top in all of them
@@ -100,6 +110,15 @@ def choose_panel(
     panel = sorted(shared, key=lambda gene: (max(r[gene] for r in ranks), ranks[0][gene]))[:n_genes]
     if not panel:
         raise ValueError("Expected a gene panel, found none: no gene varies on every training set. Pass genes=.")
+    house = [gene for gene in panel if HOUSEKEEPING.match(gene)]
+    if len(house) > MOST_HOUSEKEEPING * len(panel):
+        logger.info(
+            "%d of %d genes of the panel are mitochondrial or ribosomal, e.g. %s: they follow the number of cells and "
+            'the quality of a spot more than its kind. Consider genes="spatially_variable", or a list of yours.',
+            len(house),
+            len(panel),
+            house[:3],
+        )
     return panel
 
 

@@ -62,7 +62,8 @@ def train(
         What must be held out together (patient, animal, slide): a name for each object or section, a dict by their
         names, or a column of ``.obs``. None: each section is a group.
     genes
-        The panel: ``"highest_mean"``, ``"highly_variable"``, or a list of names.
+        The panel: ``"highest_mean"``, ``"highly_variable"``, ``"spatially_variable"`` (highest Moran's I on the
+        training spots), or a list of names.
     n_genes
         Size of a chosen panel; None takes all genes that every section has.
     preset

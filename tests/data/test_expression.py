@@ -10,7 +10,7 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 
-from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, measured, smooth
+from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, measured, morans_i, smooth
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_listed_panel_keeps_its_order(counts: np.ndarray) -> None:
         ([], "panel of genes, found an empty list.*highest_mean"),
         (["g1", "g2", "g1"], "every gene of the panel once"),
         (["g1", "x", "y"], "2 of 3 genes of the panel are not in every training section.*'x', 'y'.*share 30 genes"),
-        ("best", r"genes to be one of \['highest_mean', 'highly_variable'\], found 'best'"),
+        ("best", r"genes to be one of \['highest_mean', 'highly_variable', 'spatially_variable'\], found 'best'"),
         (["g0", "g1"], "genes that vary, found all 2 listed ones constant"),
     ],
 )
@@ -219,3 +219,27 @@ def test_smoothing_a_large_array_needs_no_table_of_all_pairs() -> None:
     found = smooth(np.stack([row, column], axis=1).astype(np.float32), row, column, hexagonal=False)
     inner = (row > 0) & (row < 399) & (column > 0) & (column < 299)
     assert np.allclose(found[inner], np.stack([row, column], axis=1)[inner], rtol=1e-5)
+
+
+def test_spatially_variable_is_morans_i_of_squidpy() -> None:
+    import squidpy as sq
+
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.meshgrid(np.arange(12.0), np.arange(10.0)), axis=-1).reshape(-1, 2) + 0.01 * rng.normal(
+        size=(120, 2)
+    )
+    smooth = np.sin(xy[:, :1] / 2 + np.arange(6)) + 1
+    values = np.where(rng.random((120, 14)) < 0.4, 0, rng.random((120, 14)))
+    values[:, :6] += smooth
+    values[:, 13] = 2.0  # constant
+    adata = ad.AnnData(values, obsm={"spatial": xy})
+    sq.gr.spatial_neighbors_knn(adata, n_neighs=6)
+    sq.gr.spatial_autocorr(adata, mode="moran", n_perms=None, transformation=True, use_raw=False)
+    expected = adata.uns["moranI"]["I"].reindex(adata.var_names).to_numpy()[:13]
+    for x in (values, sp.csr_matrix(values)):
+        found = morans_i(x, xy)
+        assert np.allclose(found[:13], expected, atol=1e-6) and found[13] == 0
+    names = [f"g{i}" for i in range(14)]
+    chosen = choose_genes([values, values[::-1]], [names, names], "spatially_variable", 6, [xy, xy[::-1]])
+    assert set(chosen) == set(names[:6])
+    assert (morans_i(values[:1], xy[:1]) == 0).all()
