@@ -8,6 +8,10 @@ legacy Spatial Transcriptomics files   :func:`spatial_transcriptomics`
 the her2st download                    :func:`her2st`
 an H&E slide without spots (svs, ...)  :func:`slide`
 Space Ranger output folder (Visium)    ``spatialdata_io.visium(path, fullres_image_file=...)``
+Space Ranger output folder (HD)        ``spatialdata_io.visium_hd(path, dataset_id=...)``, then ``nh.pp.pseudospots``
+Xenium output folder                   ``spatialdata_io.xenium(path)``, then ``nh.pp.pseudospots``
+samples of HEST-1k                     :func:`hest`
+slides of STimage-1K4M                 :func:`stimage`
 =====================================  ===========================================================================
 
 Space Ranger folders
@@ -31,10 +35,12 @@ For a section ``S``: a lazy multiscale image ``S_image`` (c, y, x; uint8; r, g, 
 from __future__ import annotations
 
 from nh2st_scverse.io._anndata import from_anndata
+from nh2st_scverse.io._hest import hest
 from nh2st_scverse.io._legacy import her2st, spatial_transcriptomics
 from nh2st_scverse.io._slide import slide
+from nh2st_scverse.io._stimage import stimage
 
-__all__ = ["from_anndata", "her2st", "slide", "spatial_transcriptomics"]
+__all__ = ["from_anndata", "her2st", "hest", "slide", "spatial_transcriptomics", "stimage"]
 
 
 def __dir__() -> list[str]:

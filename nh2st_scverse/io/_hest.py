@@ -1,0 +1,283 @@
+"""HEST-1k: samples as they are downloaded, with what is known to be wrong with them mended or named."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+from spatialdata.models import PointsModel, ShapesModel
+
+from nh2st_scverse._logging import logger
+from nh2st_scverse._validators import as_sequence, check_path, examples
+from nh2st_scverse.io._anndata import from_anndata
+from nh2st_scverse.io._hest_facts import HEART, KNOWN, PATIENTS, SKIN
+from nh2st_scverse.io._legacy import _pixels_per_place
+from nh2st_scverse.io._section import spacing, systems_of
+
+PITCH = {"Visium": (100.0, 55.0), "Spatial Transcriptomics": (200.0, 100.0)}  # between spots, width of one; µm
+SKIN_PITCH = (150.0, 110.0)
+TOLERANCE = 0.05
+ENSEMBL = re.compile(r"ENS[A-Z]*G\d{11}")
+UNKNOWN = "unknown"
+
+
+class Samples(Mapping[str, SpatialData]):
+    """Samples by their id; each is read when it is asked for, and kept."""
+
+    def __init__(self, folder: Path, ids: list[str], table: pd.DataFrame) -> None:
+        self.folder, self.ids, self.table = folder, ids, table
+        self._read: dict[str, SpatialData] = {}
+
+    def __getitem__(self, name: str) -> SpatialData:
+        if name not in self.ids:
+            raise KeyError(f"Expected one of the samples {examples(self.ids, 10)}, found {name!r}.")
+        if name not in self._read:
+            self._read[name] = _sample(self.folder, name, self.table)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"{len(self)} samples of HEST-1k in {self.folder}: {examples(self.ids, 10)}"
+
+
+def hest(folder: str | os.PathLike[str], ids: str | Iterable[str] | None = None) -> Samples:
+    """Read samples of HEST-1k as they are downloaded.
+
+    Parameters
+    ----------
+    folder
+        It has ``st/<id>.h5ad``, ``wsis/<id>.tif``, and where they were downloaded ``metadata/<id>.json``,
+        ``HEST_v1_*.csv``, ``tissue_seg``, ``cellvit_seg``, ``xenium_seg`` and ``transcripts``.
+    ids
+        Samples to read; None: all that have counts and an image.
+
+    Returns
+    -------
+    A mapping from id to SpatialData, as :func:`nh2st_scverse.tl.train` takes it; a sample is read when it is asked
+    for, its pixels when they are needed. An object has what :func:`from_anndata` makes, and, where they are there, the
+    shapes ``<id>_tissue``, ``<id>_cells`` (``class`` of CellViT), ``<id>_xenium_cells``, ``<id>_xenium_nuclei`` and the
+    points
+    ``<id>_transcripts``. In the table, ``obs["patient"]`` is that of HEST's table, of a list of repairs, or "unknown";
+    ``var["gene_id"]`` and ``var["symbol"]`` are what is known of each gene. ``sdata.attrs["hest"]`` is the row of
+    HEST's table, with the licence.
+
+    µm per pixel follows from the distance of the spots on Visium and legacy arrays, where it is known in µm, and is
+    HEST's value elsewhere; where both are known and differ it is warned of, as are all known faults of a sample.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder, nothing in it, or a file of a sample is missing.
+    KeyError
+        An id that is not there.
+    ValueError
+        µm per pixel is not known, spots lie outside the image.
+
+    See Also
+    --------
+    stimage, from_anndata, nh2st_scverse.datasets.hest_folder
+
+    Examples
+    --------
+    >>> import nh2st_scverse as nh
+    >>> drawn = nh.datasets.synthetic(width_um=600, n_genes=20)
+    >>> folder = nh.datasets.hest_folder({"TENX1": drawn}, path="hest")
+    >>> samples = nh.io.hest(folder)
+    >>> samples["TENX1"]["table"].obs["patient"].iloc[0]
+    'unknown'
+    """
+    check_path(folder, argument="folder")
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder {root}: expected HEST-1k with the folders st and wsis.")
+    there = {path.stem for path in (root / "st").glob("*.h5ad")} & {path.stem for path in (root / "wsis").glob("*.tif")}
+    available = sorted(there, key=_natural)
+    if not available:
+        raise FileNotFoundError(
+            f"Expected st/<id>.h5ad and wsis/<id>.tif in {root}, found "
+            f"{examples(sorted(p.name for p in root.iterdir()))}. Download samples with the patterns "
+            "*<id>[_.]**, which take all files of each."
+        )
+    wanted = available if ids is None else as_sequence([ids] if isinstance(ids, str) else list(ids), argument="ids")
+    lacking = [name for name in wanted if name not in there]
+    if lacking:
+        raise KeyError(f"Expected samples with st/<id>.h5ad and wsis/<id>.tif, found none of {lacking} in {root}.")
+    return Samples(root, wanted, _table(root))
+
+
+def _natural(name: str) -> tuple[str, int]:
+    letters, digits = re.fullmatch(r"(.*?)(\d*)", name).groups()  # type: ignore[union-attr]
+    return letters, int(digits or 0)
+
+
+def _table(root: Path) -> pd.DataFrame:
+    """HEST's table of samples, the newest that is there; empty without one."""
+    files = sorted(root.glob("HEST_v*.csv"))
+    if not files:
+        return pd.DataFrame()
+    return pd.read_csv(files[-1]).set_index("id")
+
+
+def _sample(root: Path, name: str, table: pd.DataFrame) -> SpatialData:
+    row: dict[str, Any] = {}
+    if name in table.index:
+        row = {key: value for key, value in table.loc[name].items() if pd.notna(value)}
+    path = root / "metadata" / f"{name}.json"
+    about = row | (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    adata = ad.read_h5ad(root / "st" / f"{name}.h5ad")
+    said = [KNOWN[name]] if name in KNOWN else []
+    said += _mend_names(adata, name)
+    microns, diameter, doubts = _scale(adata, name, about)
+    said += doubts
+    patient = _patient(name, row)
+    adata.obs["patient"] = pd.Categorical([patient] * adata.n_obs)
+    said += _name_genes(adata)
+    if patient == UNKNOWN:
+        said.append("its patient is not known: other sections may be of the same one")
+    for text in said:
+        logger.warning("%s of HEST-1k: %s.", name, text)
+    clash = {c: f"{c}_original" for c in adata.obs if str(c).lower() in ("region", "spot_id")}
+    adata.obs = adata.obs.rename(columns=clash)
+    sdata = from_anndata(
+        adata, root / "wsis" / f"{name}.tif", microns_per_pixel=microns, spot_diameter=diameter, section=name
+    )
+    sdata.attrs["hest"] = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+    _add_outlines(sdata, root, name, microns)
+    return sdata
+
+
+def _mend_names(adata: AnnData, name: str) -> list[str]:
+    """Names of spots that are not unique, as those of the heart sections: places on the array are wrong there, too."""
+    if adata.obs_names.is_unique:
+        return []
+    adata.obs["barcode"] = adata.obs_names.to_numpy()
+    adata.obs_names = [f"{name}_{i}" for i in range(adata.n_obs)]
+    adata.obs = adata.obs.drop(columns=[c for c in ("array_row", "array_col") if c in adata.obs])
+    heart = "the number of the experiment stands for the row of the array. " if name in HEART else ""
+    return [
+        f"names of spots are shared by several, {heart}They are numbered here, array_row and array_col left out; join "
+        "other files by position, not by barcode"
+    ]
+
+
+def _scale(adata: AnnData, name: str, about: Mapping[str, Any]) -> tuple[float, float, list[str]]:
+    """µm per pixel, width of a spot in µm, and what is doubtful about them."""
+    stated = about.get("pixel_size_um_estimated", about.get("pixel_size_um_embedded"))
+    stated = float(stated) if stated is not None and float(stated) > 0 else None
+    technology = str(about.get("st_technology", ""))
+    xy = np.asarray(adata.obsm["spatial"], dtype=float)
+    said = []
+    pitch, width = PITCH.get(
+        technology, (0.0, float(about.get("spot_diameter") or about.get("inter_spot_dist") or 100))
+    )
+    if name in SKIN:
+        pitch, width = SKIN_PITCH
+        said.append(
+            "its table has the distance and the width of spots exchanged: 150 and 110 µm are taken. Rows and columns "
+            "of the array are not equally far apart, so µm per pixel is sure to about 7 % only"
+        )
+    if not pitch:  # pseudo-spots, laid in HEST's own µm
+        if stated is None:
+            raise ValueError(
+                f"How many µm does one pixel of {name} have? There is no pixel_size_um_estimated in "
+                f"metadata/{name}.json or in HEST_v1_*.csv: download one of them."
+            )
+        laid = float(about.get("inter_spot_dist") or 100)
+        if abs(spacing(xy) * stated / laid - 1) > TOLERANCE:
+            said.append(
+                f"pseudo-spots of {laid:g} µm are {spacing(xy) * stated:.1f} µm apart at {stated:.4g} µm per pixel"
+            )
+            width = min(width, spacing(xy) * stated)
+        return stated, width, said
+    derived = pitch / _pitch_px(adata, xy, square=technology == "Spatial Transcriptomics" and name not in SKIN)
+    if stated is not None and abs(stated / derived - 1) > TOLERANCE:
+        said.append(
+            f"µm per pixel is {derived:.4g} by the distance of its spots ({pitch:g} µm), and {stated:.4g} in its "
+            "table: the first is taken"
+        )
+    embedded = about.get("pixel_size_um_embedded")
+    if embedded and abs(float(embedded) / derived - 1) > 4 * TOLERANCE:
+        said.append(
+            f"its image states {float(embedded):.4g} µm per pixel, by the distance of its spots it is {derived:.4g}"
+        )
+    return derived, width, said
+
+
+def _pitch_px(adata: AnnData, xy: np.ndarray, *, square: bool) -> float:
+    """Distance of adjacent spots in pixels; of a legacy array, whose spots are jittered, by its rows and columns."""
+    if square and {"array_row", "array_col"} <= set(adata.obs):
+        try:
+            return _pixels_per_place(adata.obs[["array_col", "array_row"]].to_numpy(float), xy)
+        except ValueError:  # they are not those of the array
+            pass
+    return spacing(xy)
+
+
+def _patient(name: str, row: Mapping[str, Any]) -> str:
+    stated = str(row.get("patient", "")).strip()
+    return PATIENTS.get(name) or stated or UNKNOWN
+
+
+def _name_genes(adata: AnnData) -> list[str]:
+    """Both kinds of names of genes, where they are there."""
+    names = adata.var_names.astype(str)
+    ids = names.str.fullmatch(ENSEMBL)
+    said = []
+    if not names.is_unique:
+        adata.var["name_original"] = names.to_numpy()
+        adata.var_names_make_unique()
+        said.append("names of genes are shared by several, and were made unique")
+    given = next((c for c in ("gene_ids", "gene_id", "ensembl_id") if c in adata.var), None)
+    adata.var["gene_id"] = np.where(ids, names, "" if given is None else adata.var[given].astype(str))
+    symbols = next((c for c in ("gene_names", "gene_symbols", "symbol", "feature_name") if c in adata.var), None)
+    adata.var["symbol"] = np.where(~ids, names, "" if symbols is None else adata.var[symbols].astype(str))
+    if ids.any() and symbols is None:
+        some = "all" if ids.all() else "some"
+        said.append(
+            f"{some} genes are named by Ensembl ids, in others by symbols: bring them to one kind to train on both"
+        )
+    return said
+
+
+def _add_outlines(sdata: SpatialData, root: Path, name: str, microns: float) -> None:
+    """Outlines of tissue, nuclei and cells, and transcripts, as far as they were downloaded."""
+    systems = systems_of(name, microns)
+    files = {
+        f"{name}_tissue": root / "tissue_seg" / f"{name}_contours.geojson",
+        f"{name}_cells": root / "cellvit_seg" / f"{name}_cellvit_seg.parquet",
+        f"{name}_xenium_cells": root / "xenium_seg" / f"{name}_xenium_cell_seg.parquet",
+        f"{name}_xenium_nuclei": root / "xenium_seg" / f"{name}_xenium_nucleus_seg.parquet",
+    }
+    for key, path in files.items():
+        if not path.is_file():
+            continue
+        frame = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path)
+        frame = frame[frame.geom_type.isin(("Polygon", "MultiPolygon"))].set_crs(None, allow_override=True)
+        columns = ["geometry", *(c for c in ("class", "cell_id", "tissue_id") if c in frame)]
+        sdata.shapes[key] = ShapesModel.parse(frame[columns].reset_index(drop=True), transformations=systems)
+    path = root / "transcripts" / f"{name}_transcripts.parquet"
+    if path.is_file():
+        import dask.dataframe as dd
+
+        points = dd.read_parquet(path)
+        kept = [c for c in ("qv", "cell_id") if c in points.columns]
+        points = points[["he_x", "he_y", "feature_name", *kept]]
+        if len(points.partitions[0]) and isinstance(points["feature_name"].head(1).iloc[0], bytes):
+            points["feature_name"] = points["feature_name"].str.decode("utf-8")
+        how = {"coordinates": {"x": "he_x", "y": "he_y"}, "feature_key": "feature_name"}
+        sdata.points[f"{name}_transcripts"] = PointsModel.parse(points, transformations=systems, **how)
