@@ -10,6 +10,7 @@ an H&E slide without spots (svs, ...)  :func:`slide`
 Space Ranger output folder (Visium)    ``spatialdata_io.visium(path, fullres_image_file=...)``
 Space Ranger output folder (HD)        ``spatialdata_io.visium_hd(path, dataset_id=...)``, then ``nh.pp.pseudospots``
 Xenium output folder                   ``spatialdata_io.xenium(path)``, then ``nh.pp.pseudospots``
+outlines of cells (GeoJSON, ...)       :func:`cells`
 samples of HEST-1k                     :func:`hest`
 slides of STimage-1K4M                 :func:`stimage`
 =====================================  ===========================================================================
@@ -35,12 +36,13 @@ For a section ``S``: a lazy multiscale image ``S_image`` (c, y, x; uint8; r, g, 
 from __future__ import annotations
 
 from nh2st_scverse.io._anndata import from_anndata
+from nh2st_scverse.io._cells import cells
 from nh2st_scverse.io._hest import hest
 from nh2st_scverse.io._legacy import her2st, spatial_transcriptomics
 from nh2st_scverse.io._slide import slide
 from nh2st_scverse.io._stimage import stimage
 
-__all__ = ["from_anndata", "her2st", "hest", "slide", "spatial_transcriptomics", "stimage"]
+__all__ = ["cells", "from_anndata", "her2st", "hest", "slide", "spatial_transcriptomics", "stimage"]
 
 
 def __dir__() -> list[str]:

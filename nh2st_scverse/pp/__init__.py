@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from nh2st_scverse.pp._check import check
 from nh2st_scverse.pp._grid import grid
+from nh2st_scverse.pp._nuclei import nuclei
 from nh2st_scverse.pp._pseudospots import pseudospots
 
-__all__ = ["check", "grid", "pseudospots"]
+__all__ = ["check", "grid", "nuclei", "pseudospots"]
 
 
 def __dir__() -> list[str]:
