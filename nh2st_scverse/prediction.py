@@ -507,7 +507,7 @@ def _tell(table: AnnData, rows: np.ndarray, prediction: Prediction, keys: Keys, 
             "the features of its training tissue look like. A slide unlike it would not be noticed.",
             keys.novelty,
         )
-    elif novelty is not None:
+    elif novelty is not None and not prediction.cross_fitted:  # whose scores are those of the spots themselves
         regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()[rows]
         for region in pd.unique(regions):
             own = novelty[(regions == region) & np.isfinite(novelty)]
@@ -520,10 +520,11 @@ def _tell(table: AnnData, rows: np.ndarray, prediction: Prediction, keys: Keys, 
                     region,
                 )
     logger.info(
-        "Predicted %d genes in %d spots; mean Pearson on held-out tissue %.3f. Written to %s.",
+        "Predicted %d genes in %d spots; mean Pearson on held-out tissue %.3f (%s). Written to %s.",
         len(prediction.genes),
         predicted.sum(),
         prediction.about.get("mean_pearson", np.nan),
+        prediction.about.get("held_out", "not known of which"),
         where,
     )
 

@@ -6,10 +6,11 @@ that ``pp.check`` shows what will be used.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from skimage.filters import gaussian, threshold_otsu
 from nh2st_scverse._constants import VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_allowances
+from nh2st_scverse.data.expression import numbers
 from nh2st_scverse.data.geometry import Geometry, apply_affine, is_hexagonal, is_square
 from nh2st_scverse.data.patches import best_level, overhang, thumbnail
 from nh2st_scverse.data.placement import CELLS, ENOUGH_SPOTS, MOST_SPOTS, components_of
@@ -35,6 +37,10 @@ DOWNSCALED = 1.5  # µm per pixel above which an image named hires or lowres is 
 BLURRED_UM, BLURRED_PX = 6.0, 2.25
 PALE = 0.03
 LEGACY_PITCH_UM, LEGACY_ROWS = 200.0, 40  # the arrays have 33 x 35 spots
+BINS_UM = (2.0, 8.0, 16.0)  # of Visium HD as Space Ranger writes them
+OWN_BINS_UM = (2.5, 6.0, 10.0, 12.0, 12.5, 14.0, 15.0, 18.0, 20.0)  # about as wide, as people make them
+N_MARKS = 16  # spots that tell a section
+LOW_R = 0.05  # mean held-out correlation that chance reaches
 BLACK = 12.0  # of 255: not scanned
 DARK = 40.0  # of 255; theirs is 98 to 165
 
@@ -98,7 +104,8 @@ def in_section(
     diameter_um: float,
     spacing_um: float,
     patch_um: float,
-    counts: np.ndarray | sparse.spmatrix | None = None,
+    counts: Any = None,
+    name: str = "",
 ) -> list[Problem]:
     """All that is looked at in one section but :func:`placement`, which comes before its spots are used for anything.
 
@@ -112,12 +119,15 @@ def in_section(
         Side of a patch.
     counts
         (n, G) of its spots, if there are any.
+    name
+        Of its shapes, which may tell how wide bins are.
     """
     usable = on_image(geometry)
     found = [
         *image(geometry),
         *image_kind(geometry),
         *spots(geometry, diameter_um=diameter_um, spacing_um=spacing_um),
+        *bins(geometry, name, diameter_um=diameter_um, spacing_um=spacing_um, counted=_has_genes(counts)),
         *resolution(geometry, patch_um),
         *fit(geometry, counts, spacing_um=spacing_um),
     ]
@@ -183,6 +193,45 @@ def spots(geometry: Geometry, *, diameter_um: float, spacing_um: float) -> list[
             )
         )
     return found
+
+
+def bins(geometry: Geometry, name: str, *, diameter_um: float, spacing_um: float, counted: bool) -> list[Problem]:
+    """Whether squares that touch are as wide as their name says (``square_008um``), or as bins of Visium HD are.
+
+    Squares without counts are grids of ours, as wide as anybody likes.
+    """
+    if abs(diameter_um / spacing_um - 1) > 0.02 or not counted:
+        return []
+    named = re.search(r"_0*(\d+)um(?![a-z])", name)
+    usual = min(BINS_UM, key=lambda pitch: abs(np.log(spacing_um / pitch)))
+    pitch = float(named[1]) if named else usual
+    off = abs(spacing_um / pitch - 1)
+    own = any(abs(spacing_um / side - 1) < 0.01 for side in OWN_BINS_UM) or off > 0.3
+    if not pitch or off < 0.05 or (own and not named) or not is_square(geometry.pixels()):
+        return []
+    told = f"bins of {pitch:g} µm" + (" by their name" if named else ", as those of Visium HD")
+    return [
+        Problem(
+            "spot spacing",
+            f"{spacing_um:.2f} µm in what looks like {told}: µm per pixel is {spacing_um / pitch:.2g} times what the "
+            "pitch says",
+            "warning",
+            f"microns_per_pixel={geometry.microns_per_pixel * pitch / spacing_um:.4g} would fit",
+        )
+    ]
+
+
+def _has_genes(counts: Any) -> bool:
+    return counts is not None and counts.shape[1] > 0
+
+
+def _numbers(counts: Any, rows: Any = slice(None)) -> sparse.csr_matrix | None:
+    """Some rows of counts that may be lazy or of objects; None where they are no finite numbers, which others tell."""
+    try:
+        found = sparse.csr_matrix(numbers(counts[rows], "X"), dtype=np.float64)
+    except (TypeError, ValueError, IndexError):
+        return None
+    return found if np.isfinite(found.data).all() else None
 
 
 def on_image(geometry: Geometry) -> np.ndarray:
@@ -327,7 +376,7 @@ REMEDIES = {
 }
 
 
-def fit(geometry: Geometry, counts: np.ndarray | sparse.spmatrix | None, *, spacing_um: float) -> list[Problem]:
+def fit(geometry: Geometry, counts: Any, *, spacing_um: float) -> list[Problem]:
     """Whether expression fits the picture better where the spots are than with them mirrored, turned, scaled, shifted.
 
     Nothing is said of fewer than 60 spots, of spots too dense to be told apart in a small picture, or of values that
@@ -351,8 +400,8 @@ def fit(geometry: Geometry, counts: np.ndarray | sparse.spmatrix | None, *, spac
     xy = apply_affine(level.from_shapes, geometry.coordinates) / step
     spacing = spacing_um / level.microns_per_pixel / step
     chosen = np.unique(np.linspace(0, len(xy) - 1, MOST_SPOTS).astype(int))
-    some = sparse.csr_matrix(counts[chosen], dtype=np.float64)
-    if spacing < CELLS or not np.isfinite(some.data).all() or (some.data < 0).any():
+    some = _numbers(counts, chosen) if spacing >= CELLS else None
+    if some is None or (some.data < 0).any():
         return []
     whole = bool((some.data[:1000] % 1 == 0).all())
     found = fit_places(
@@ -408,16 +457,19 @@ def low_scores(pearson: np.ndarray) -> list[Problem]:
     pearson
         (G,) of each gene, on spots that the model has not seen.
     """
-    mean = float(np.nanmean(pearson)) if np.isfinite(pearson).any() else np.nan
-    if mean > 0.03:
+    if not np.isfinite(pearson).any():
+        found = "not known: no tissue is left to hold out"
+        return [Problem("held-out r", found, "warning", "Give larger sections, or several groups")]
+    mean = float(np.nanmean(pearson))
+    if mean > LOW_R:
         return [Problem("held-out r", f"{mean:.3f} on average")]
     return [
         Problem(
             "held-out r",
-            f"{mean:.3f} on average: the image tells nothing of the expression",
+            f"{mean:.3f} on average: the image tells next to nothing of the expression",
             "warning",
-            "Likely: spots mirrored, turned or of another section (nh.pp.check), rows of the table in another order "
-            "than the spots, hardly any counts, or a blurred or coarse image",
+            "Likely: spots mirrored, turned, shifted or of another section (nh.pp.check), rows of the table in another "
+            "order than the spots, hardly any counts, a training of few epochs, or a blurred or coarse image",
         )
     ]
 
@@ -447,7 +499,7 @@ class Piece:
     group: str
     geometry: Geometry
     spacing_um: float
-    counts: np.ndarray | sparse.spmatrix | None = None  # (n, G)
+    counts: Any = None  # (n, G)
 
 
 def repeated(pieces: Sequence[Piece]) -> list[Problem]:
@@ -469,16 +521,32 @@ def repeated(pieces: Sequence[Piece]) -> list[Problem]:
     return problems
 
 
-def _marks(counts: np.ndarray | sparse.spmatrix | None) -> set[tuple[float, float, int]]:
+def apart(pieces: Sequence[Piece]) -> list[Problem]:
+    """Whether something of one group is in another: copies, or tissue side by side."""
+    return [*repeated(pieces), *touching(pieces)]
+
+
+def _marks(counts: Any) -> set[tuple[float, float, int]]:
     """Of each spot that has more than a few counts: their sum, the sum of their squares and how many are not 0."""
-    if counts is None or not counts.shape[1]:
+    values = _numbers(counts) if _has_genes(counts) else None
+    if values is None:
         return set()
-    values = sparse.csr_matrix(counts)
     total, squares = (np.asarray(v.sum(axis=1), dtype=np.float64).ravel() for v in (values, values.multiply(values)))
     n = values.getnnz(axis=1)
-    enough = (n > 10) & np.isfinite(total)
+    enough = n > 10
     each = (np.round(total, 3), np.round(squares, 2), n)
     return set(zip(*(v[enough].tolist() for v in each), strict=True))
+
+
+def marks(values: np.ndarray, most: int | None = N_MARKS) -> list[str]:
+    """Hashes of the rows of expression (n, G), the smallest of them: a section is known again by a few of its spots."""
+    about = {
+        "total": np.round(values.sum(axis=1, dtype=np.float64), 1),
+        "spread": np.round(values.std(axis=1, dtype=np.float64), 3),
+        "genes": (values > 0).sum(axis=1),
+    }
+    hashes = pd.util.hash_pandas_object(pd.DataFrame(about), index=False).to_numpy()[about["spread"] > 0]
+    return [f"{one:016x}" for one in np.unique(hashes)[:most]]
 
 
 def touching(pieces: Sequence[Piece]) -> list[Problem]:

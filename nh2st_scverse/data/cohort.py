@@ -10,7 +10,6 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
@@ -63,6 +62,7 @@ def collect(
     groups: str | Sequence[str] | Mapping[str, str] | None = None,
     patch_um: float | None = None,
     n_nodes: int = N_NODES,
+    layer: str | None = None,
 ) -> Cohort:
     """Find and check the sections of one object, a list or a dict of them.
 
@@ -79,6 +79,8 @@ def collect(
         Side of the patch of a spot; None takes three quarters of the spot spacing.
     n_nodes
         Spots of a neighbourhood, the spot itself included.
+    layer
+        Layer with the counts, by which the places of spots are checked; None means X.
 
     Raises
     ------
@@ -101,7 +103,7 @@ def collect(
     grouped = zip(samples, _groups(groups, samples, owner, list(objects)), strict=True)
     samples = [replace(sample, section=replace(sample.section, group=group)) for sample, group in grouped]
     cohort = Cohort(tuple(samples), patch_um or patch_size([sample.section for sample in samples]))
-    _check(cohort, elements)
+    _check(cohort, elements, layer)
     return cohort
 
 
@@ -144,7 +146,7 @@ def collect_places(
     return cohort
 
 
-def _check(cohort: Cohort, elements: Elements) -> None:
+def _check(cohort: Cohort, elements: Elements, layer: str | None = None) -> None:
     """Raise what stops a tool before any work, and log what ``pp.check`` would warn of."""
     for sample in cohort.samples:
         section = sample.section
@@ -161,27 +163,27 @@ def _check(cohort: Cohort, elements: Elements) -> None:
             diameter_um=section.diameter_um,
             spacing_um=section.spacing_um,
             patch_um=cohort.patch_um,
-            counts=counts_in_memory(sample.table, section.rows),
+            counts=counts_of(sample.table, section.rows, layer),
+            name=name,
         )
         found += checks.background(sample.table.obs.iloc[section.rows])
         checks.raise_or_log(found, elements.allow, section=section.name)
 
 
-def check_apart(cohort: Cohort) -> None:
+def check_apart(cohort: Cohort, layer: str | None = None) -> None:
     """Raise when a section of one group is a copy of one of another, and log where groups touch."""
-    pieces = []
-    for sample in cohort.samples:
-        section, counts = sample.section, counts_in_memory(sample.table, sample.section.rows)
-        pieces.append(checks.Piece(section.name, section.group, section.geometry, section.spacing_um, counts))
-    checks.raise_or_log([*checks.repeated(pieces), *checks.touching(pieces)])
+    pieces = [
+        checks.Piece(one.name, one.group, one.geometry, one.spacing_um, counts_of(sample.table, one.rows, layer))
+        for sample in cohort.samples
+        for one in [sample.section]
+    ]
+    checks.raise_or_log(checks.apart(pieces))
 
 
-def counts_in_memory(table: AnnData, rows: np.ndarray) -> Any:
-    """X of some rows; None where it is no matrix of numbers in memory."""
-    x = table.X
-    if not isinstance(x, np.ndarray | sparse.spmatrix | sparse.sparray) or not np.issubdtype(x.dtype, np.number):
-        return None
-    return x if np.array_equal(rows, np.arange(table.n_obs)) else x[rows]
+def counts_of(table: AnnData, rows: np.ndarray, layer: str | None = None) -> Any:
+    """X or a layer of some rows, not read yet where it is lazy; None where it is not there."""
+    x = table.X if layer is None else table.layers.get(layer)
+    return x if x is None or np.array_equal(rows, np.arange(table.n_obs)) else x[rows]
 
 
 def patch_size(sections: Iterable[Section]) -> float:

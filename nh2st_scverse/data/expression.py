@@ -30,7 +30,7 @@ def matrix(adata: AnnData, layer: str | None) -> Any:
     name = "X" if layer is None else f"layer {layer!r}"
     if x is None:
         raise ValueError(f"Expected expression in {name}, found nothing. Pass layer= one of {available}.")
-    x = _numbers(x, name)
+    x = numbers(x, name)
     values = x.data if sp.issparse(x) else np.asarray(x)
     if not np.isfinite(values).all():
         raise ValueError(
@@ -50,7 +50,7 @@ def matrix(adata: AnnData, layer: str | None) -> Any:
     return x
 
 
-def _numbers(x: Any, name: str) -> Any:
+def numbers(x: Any, name: str) -> Any:
     """A matrix in memory, sparse or dense, of numbers; one that is lazy, on disk or of objects is read."""
     for read in ("compute", "to_memory"):  # dask, and matrices that stay on disk
         if hasattr(x, read):
@@ -76,18 +76,24 @@ def is_logged(x: Any) -> bool:
     return bool(values.size and values.max() < 20 and np.any(values != np.round(values)))
 
 
-def expression(adata: AnnData, layer: str | None = None) -> Any:
+def expression(x: Any, *, logged: bool) -> Any:
     """What :func:`measured` gives, (n_spots, n_genes) float32; sparse where the table is.
 
     A million bins by all genes do not fit in memory otherwise.
+
+    Parameters
+    ----------
+    x
+        From :func:`matrix`.
+    logged
+        Whether it holds logarithms, which stay as they are.
     """
-    x = matrix(adata, layer)
     x = sp.csr_matrix(x) if sp.issparse(x) else np.asarray(x)
-    if is_logged(x):
+    if logged:
         return x.astype(np.float32)
     values: Any = x.data if sp.issparse(x) else x
     if not np.array_equal(values, np.round(values)):
-        logger.warning("Counts are not whole numbers but too large to be logarithms: normalised as counts.")
+        logger.warning("Values are no whole numbers and no logarithms: normalised as counts.")
     return log_normalise(x)
 
 
@@ -121,7 +127,8 @@ def measured(adata: AnnData, layer: str | None = None, columns: np.ndarray | Non
     >>> nh.data.expression.measured(sdata.tables["table"]).min() >= 0
     np.True_
     """
-    values = expression(adata, layer)
+    x = matrix(adata, layer)
+    values = expression(x, logged=is_logged(x))
     return to_dense(values if columns is None else values[:, columns])
 
 

@@ -16,6 +16,7 @@ from nh2st_scverse.data.cohort import Cohort, Sample
 from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, matrix, smooth, to_dense
 from nh2st_scverse.data.folds import Spots
 from nh2st_scverse.data.geometry import is_hexagonal
+from nh2st_scverse.data.units import LOG, UNKNOWN_LOGS, Unit, rescale, unit_of
 
 HOUSEKEEPING = re.compile(r"(?i)mt-|rp[ls]\d|rp[ls]p\d|mrp[ls]\d")  # symbols of man and mouse
 MOST_HOUSEKEEPING = 0.2  # of a panel that was chosen
@@ -28,7 +29,8 @@ class Counts:
     cohort: Cohort
     layer: str | None
     values: tuple[Any, ...]  # of each section (n_spots, n_genes) float32, sparse where the table is
-    logged: bool  # the table holds logarithms, which are used as they are
+    unit: str  # of the values
+    logged: bool  # the tables hold logarithms
 
     @classmethod
     def of(cls, cohort: Cohort, layer: str | None) -> Counts:
@@ -41,14 +43,26 @@ class Counts:
         ValueError
             Values that are neither counts nor logarithms, or counts in one table and logarithms in another.
         """
-        logged = {is_logged(matrix(table, layer)) for table in cohort.tables}
+        found = {id(table): matrix(table, layer) for table in cohort.tables}
+        units = {at: unit_of(x) if is_logged(x) else Unit() for at, x in found.items()}
+        # shares of a spot are as small as logarithms, and none
+        logged = {unit is None or unit.base is not None for unit in units.values()}
         if len(logged) > 1:
             raise ValueError(
                 "Expected counts in all tables or logarithms in all, found both: pass layer= with the counts."
             )
-        by_table = {id(table): expression(table, layer) for table in cohort.tables}
-        values = tuple(_rows(by_table[id(sample.table)], sample) for sample in cohort.samples)
-        return cls(cohort, layer, values, logged.pop())
+        are_logs = logged.pop()
+        expressed = {at: expression(x, logged=are_logs) for at, x in found.items()}
+        unit = LOG_UNIT
+        if are_logs:
+            unit, expressed = _of_one_kind(expressed, units)
+        values = tuple(_rows(expressed[id(sample.table)], sample) for sample in cohort.samples)
+        return cls(cohort, layer, values, unit, are_logs)
+
+    def within(self, i: int) -> np.ndarray:
+        """Spots of a section that are on its image and not off the tissue: (n_spots,) bool."""
+        sample = self.cohort.samples[i]
+        return np.asarray(sample.section.usable & in_tissue(sample.table.obs.iloc[sample.section.rows]))
 
     @property
     def names(self) -> list[list[str]]:
@@ -96,11 +110,11 @@ def choose_panel(
     sets = within or [tuple((i, np.arange(s.n_spots)) for i, s in enumerate(counts.cohort.sections))]
     ranked = [
         choose_genes(
-            [_some(counts.values[i], at) for i, at in spots],
+            [_some(counts.values[i], at[counts.within(i)[at]]) for i, at in spots],
             [names[i] for i, _ in spots],
             genes,
             None,
-            [counts.cohort.sections[i].xy_um[at] for i, at in spots],
+            [counts.cohort.sections[i].xy_um[at[counts.within(i)[at]]] for i, at in spots],
         )
         for spots in sets
     ]
@@ -140,11 +154,9 @@ def measure(counts: Counts, panel: Sequence[str], *, library: str = "genome", sm
         raise ValueError(
             "Preset 'paper' normalises counts within the panel, but found logarithms: pass layer= with counts."
         )
-    unit = "as given (logarithm)" if counts.logged else LOG_UNIT
-    if library == "panel":
-        unit = "log1p(1e4 of the panel)"
+    unit = "log1p(1e4 of the panel)" if library == "panel" else counts.unit
     values, trainable = [], []
-    for sample, expressed in zip(counts.cohort.samples, counts.values, strict=True):
+    for i, (sample, expressed) in enumerate(zip(counts.cohort.samples, counts.values, strict=True)):
         section, table = sample.section, sample.table
         columns = table.var_names.get_indexer(list(panel))
         target = to_dense(expressed[:, columns])
@@ -153,15 +165,32 @@ def measure(counts: Counts, panel: Sequence[str], *, library: str = "genome", sm
         if smoothed:
             target = smooth(target, *_array_positions(sample))
         values.append(target)
-        counted = in_tissue(sample.table.obs.iloc[section.rows]) & (np.asarray(expressed.sum(axis=1)).ravel() > 0)
-        trainable.append(section.usable & counted)
+        trainable.append(counts.within(i) & (np.asarray(expressed.sum(axis=1)).ravel() > 0))
     return Targets(tuple(panel), unit + (", smoothed" if smoothed else ""), tuple(values), tuple(trainable))
 
 
-def tell_logged(counts: Counts) -> None:
-    """Say once that logarithms are used as they are."""
-    if counts.logged:
-        logger.info("The expression is logarithms already: used as it is.")
+def _of_one_kind(logs: dict[int, Any], units: dict[int, Unit | None]) -> tuple[str, dict[int, Any]]:
+    """The unit of the logarithms of all tables, and their values in it; those of known kinds are brought to one."""
+    kinds = set(units.values())
+    if len(kinds) > 1 and None not in kinds:
+        logger.info("The tables hold %s: all are brought to %s.", " and ".join(sorted(map(str, kinds))), LOG_UNIT)
+        return LOG_UNIT, {at: rescale(x, units[at], LOG) for at, x in logs.items()}
+    if len(kinds) > 1:
+        told = ", ".join(sorted(str(kind) for kind in kinds if kind is not None))
+        logger.warning(
+            "Some tables hold %s, others logarithms that do not tell their kind: are they the same? Pass layer= with "
+            "the counts to be sure.",
+            told,
+        )
+        return UNKNOWN_LOGS, logs
+    (kind,) = kinds
+    if kind is None:
+        logger.info(
+            "The expression is logarithms that do not tell their kind, used as they are. layer= with the counts gives "
+            "%s.",
+            LOG_UNIT,
+        )
+    return UNKNOWN_LOGS if kind is None else str(kind), logs
 
 
 def _rows(values: Any, sample: Sample) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from nh2st_scverse._constants import LOG_UNIT
+from nh2st_scverse._constants import LOG_UNIT, TARGET_SUM
 from nh2st_scverse.data.expression import is_logged, matrix, to_dense
 
 UNKNOWN_LOGS = "as given (logarithm)"
@@ -41,6 +41,21 @@ class Unit:
         if found is None:
             return None
         return cls(float(found[2].replace(",", "")), BASES[found[1]] if found[1] else None)
+
+
+LOG = Unit(TARGET_SUM, np.e)
+"""That of the default target."""
+
+
+def rescale(logs: Any, found: Unit | None, wanted: Unit) -> Any:
+    """Logarithms (n, G) of counts per one sum as those per another; sparse where they are."""
+    assert found is not None and found.base and found.total and wanted.base and wanted.total
+    x = logs.copy()
+    values = x.data if sp.issparse(x) else x
+    values[...] = np.log1p((found.base ** values.astype(float) - 1) * (wanted.total / found.total)) / np.log(
+        wanted.base
+    )
+    return x
 
 
 def unit_of(x: Any) -> Unit | None:

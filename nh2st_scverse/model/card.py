@@ -18,6 +18,18 @@ def package_versions() -> dict[str, str]:
     return {"nh2st-scverse": __version__} | {name: version(name) for name in PACKAGES}
 
 
+def held_out_tissue(groups: Mapping[str, str]) -> str:
+    """What scores on held-out tissue are about, in words, of sections with these groups."""
+    names, others = list(dict.fromkeys(groups.values())), "nothing is said of other patients, animals or slides"
+    if len(groups) == 1:
+        return f"blocks of one section; {others}"
+    if len(names) == 1:
+        return f"blocks of {len(groups)} sections of one group, {names[0]!r}; {others}"
+    if all(section == group for section, group in groups.items()):
+        return f"whole sections; where they are of one patient, animal or slide, {others} (groups= names them)"
+    return f"whole groups: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """What a model was made from, and what it expects of the sections it predicts."""
@@ -32,6 +44,7 @@ class Card:
     stain: dict[str, Any] | None = None  # the colours that sections take before they are encoded
     trained_on: dict[str, str]  # training sections, and the group of each
     spot_um: float = 0.0  # width of the places at which expression was measured; 0: saved before it was kept
+    tissue: dict[str, list[str]] = field(default_factory=dict)  # marks of some spots of each, to know it again
     seed: int = 0
     interrupted: bool = False  # the user stopped the training before its end
     packages: dict[str, str] = field(default_factory=package_versions)  # with which it was trained
@@ -55,6 +68,8 @@ class Card:
         values = asdict(self)
         if not self.spot_um:  # as earlier versions wrote it: the same model has the same identifier
             del values["spot_um"]
+        if not self.tissue:  # the same
+            del values["tissue"]
         return values
 
     @classmethod

@@ -18,7 +18,7 @@ from nh2st_scverse._options import as_folder
 from nh2st_scverse._validators import check_path
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
-from nh2st_scverse.model.card import Card
+from nh2st_scverse.model.card import Card, held_out_tissue
 from nh2st_scverse.model.saved import identifier, read, write
 from nh2st_scverse.model.trust import Trust
 from nh2st_scverse.nn import Config, Member
@@ -495,7 +495,8 @@ class NH2ST:
         Returns
         -------
         ``model``, ``preset``, ``encoder``, ``encoder_hash``, ``unit``, ``patch_um``, ``spacing_um``, ``n_genes``,
-        ``mean_pearson``, and ``json`` with all settings, genes, training sections and versions of packages.
+        ``mean_pearson``, ``held_out`` (the tissue that it is of, in words), and ``json`` with all settings, genes,
+        training sections and versions of packages.
 
         See Also
         --------
@@ -518,6 +519,7 @@ class NH2ST:
             "patch_um": self.patch_um,
             "spacing_um": self.spacing_um,
             "n_genes": len(self.genes),
+            "held_out": held_out_tissue(self.trained_on),
             "mean_pearson": float(np.nanmean(self.scores["pearson"]))
             if self.scores["pearson"].notna().any()
             else np.nan,
@@ -532,7 +534,8 @@ class NH2ST:
             f"  trained on {len(self.trained_on)} section(s): {_some(self.trained_on)}; "
             f"{len(self.members)} member(s)\n"
             f"  images: {self.encoder}, patches of {self.patch_um:g} µm\n"
-            f"  mean Pearson on held-out tissue of the training sections: {held_out:.3f}"
+            f"  mean Pearson on held-out tissue of the training sections: {held_out:.3f}\n"
+            f"  held out: {held_out_tissue(self.trained_on)}"
         )
 
     def _repr_html_(self) -> str:
@@ -549,6 +552,7 @@ class NH2ST:
             "patches": f"{self.patch_um:g} µm, spots {self.spacing_um:g} µm apart",
             "training sections": f"{len(self.trained_on)}: {_some(self.trained_on)}",
             "groups held out": f"{len(groups)}: {_some(groups)}",
+            "scores are of": held_out_tissue(self.trained_on),
             "members": f"{len(self.members)}, of {epochs.min()} to {epochs.max()} epochs"
             + (" (interrupted)" if self.interrupted else ""),
             "Pearson on held-out tissue": f"mean {pearson.mean():.3f}, median {pearson.median():.3f}"

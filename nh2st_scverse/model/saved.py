@@ -99,6 +99,11 @@ def read(folder: Path, encoder: str | Encoder | None) -> dict[str, Any]:
                 raise ValueError("genes or weights are not those that were saved")
             card = Card.from_json({one.name: about[one.name] for one in fields(Card) if one.name in about})
         config = Config.from_dict(about["config"])
+        if encoder is not None and not config.fine_tune:
+            raise _OtherEncoder(
+                f"The encoder {card.encoder!r} of the model in {folder} was frozen and is no part of it: pass encoder= "
+                "to nh.tl.predict_expression(sdata, model=model), and leave it out here."
+            )
         members = _members(about, config, card, weights, encoder)
         index = pd.Index(about["genes"], name="gene")
         return {

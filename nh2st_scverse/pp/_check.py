@@ -17,8 +17,8 @@ from nh2st_scverse._logging import quiet
 from nh2st_scverse._options import Elements
 from nh2st_scverse._validators import as_allowances, check_positive, check_unique, choose_key
 from nh2st_scverse.data import checks
-from nh2st_scverse.data.checks import Problem
-from nh2st_scverse.data.cohort import check_image_keys, counts_in_memory, default_patch
+from nh2st_scverse.data.checks import Piece, Problem
+from nh2st_scverse.data.cohort import check_image_keys, counts_of, default_patch
 from nh2st_scverse.data.expression import is_logged, matrix
 from nh2st_scverse.data.geometry import locate, locate_image, spot_diameter, spot_spacing
 from nh2st_scverse.data.quality import places_on
@@ -174,18 +174,21 @@ def check(
             with lines.errors("image"):
                 _slide(sdata, image_key if isinstance(image_key, str) else None, microns_per_pixel, patch_um, lines)
 
-    spacings: dict[str, float] = {}
+    pieces: list[Piece] = []
     for region in regions:
         lines.section = region
         image = image_key.get(region) if isinstance(image_key, Mapping) else image_key
+        elements = Elements(table_key, region, image, microns_per_pixel, allowed)
         with lines.errors("image"):
-            spacing = _section(sdata, region, table_key, image, microns_per_pixel, allowed, patch_um, lines)
-            spacings |= {region: spacing} if spacing > 0 else {}
+            pieces += _section(sdata, elements, layer, patch_um, lines)
     lines.section = ""
+    spacings = {piece.name: piece.spacing_um for piece in pieces}
     patches = [default_patch(spacing) for spacing in spacings.values()]
     if patch_um is None and patches and max(patches) > 1.25 * min(patches):
         found = ", ".join(f"{name}: {spacing:.0f} µm" for name, spacing in spacings.items())
         lines.add("spot spacings", found, status="error", remedy="pass patch_um=, or mend microns_per_pixel in one")
+    with lines.errors("sections"):
+        lines.show(checks.apart(pieces))
     return Findings(list(lines), columns=COLUMNS)
 
 
@@ -241,29 +244,22 @@ def _slide(
 
 
 def _section(
-    sdata: SpatialData,
-    region: str,
-    table_key: str | None,
-    image_key: str | None,
-    microns_per_pixel: float | None,
-    allowed: frozenset[str],
-    patch_um: float | None,
-    lines: _Lines,
-) -> float:
-    """The lines of one section. Returns the spacing of its spots in µm, NaN when there is none."""
-    choose_key(sdata.shapes, region, what="shapes", argument="shapes_key")
-    geometry = locate(sdata, region, image_key=image_key, microns_per_pixel=microns_per_pixel)
+    sdata: SpatialData, elements: Elements, layer: str | None, patch_um: float | None, lines: _Lines
+) -> list[Piece]:
+    """The lines of one section, that of ``elements.shapes``. Returns it, or nothing where its spots have no spacing."""
+    region = choose_key(sdata.shapes, elements.shapes, what="shapes", argument="shapes_key")
+    geometry = locate(sdata, region, image_key=elements.image_of(region), microns_per_pixel=elements.microns_per_pixel)
     counts = None
-    if table_key is not None:
+    if elements.table is not None:
         with lines.errors("spots"), suppress(checks.Refused), quiet():  # where spots lie is shown below
-            (section,) = locate_sections(sdata, Elements.of(table_key, region, image_key, microns_per_pixel))
-            geometry, table = section.geometry, sdata.tables[table_key]
+            (section,) = locate_sections(sdata, elements)
+            geometry, table = section.geometry, sdata.tables[elements.table]
             lines.show(checks.background(table.obs.iloc[section.rows]))
-            counts = counts_in_memory(table, section.rows)
+            counts = counts_of(table, section.rows, layer)
     spacing = spot_spacing(geometry.pixels() * geometry.microns_per_pixel) if len(geometry.coordinates) > 1 else np.nan
     if not spacing > 0:
         lines.show(checks.image(geometry))
-        return np.nan
+        return []
     patch = round(default_patch(spacing), 1) if patch_um is None else patch_um
     found = checks.in_section(
         geometry,
@@ -271,6 +267,7 @@ def _section(
         spacing_um=spacing,
         patch_um=patch,
         counts=counts,
+        name=region,
     )
-    lines.show(checks.allowed([*found, *checks.placement(geometry, region)], allowed))
-    return spacing
+    lines.show(checks.allowed([*found, *checks.placement(geometry, region)], elements.allow))
+    return [Piece(region, region, geometry, spacing, counts)]

@@ -65,7 +65,8 @@ def biology(
     One row for each section:
 
     ``n_spots``, ``n_genes``
-        What is compared; spots without a prediction are left out, and genes that are constant in the section.
+        What is compared; spots without a prediction, without counts or off the tissue (``in_tissue`` is 0) are left
+        out, and genes that are constant in the section.
     ``moran_measured``, ``moran_predicted``
         Mean of Moran's I. A prediction has no counting noise, so its patterns are smoother and its values higher.
     ``moran_spearman``
@@ -111,10 +112,9 @@ def biology(
     genes = pd.Index(pair.genes)
     if len(genes) < 4:
         raise ValueError(f"Expected at least 4 predicted genes to compare, found {len(genes)}.")
-    predicted = np.isfinite(pair.predicted).all(axis=1)
     rows, patterns = {}, []
     for name in pd.unique(pair.regions):
-        there = (pair.regions == name) & predicted
+        there = (pair.regions == name) & pair.scored
         if there.sum() < FEWEST_SPOTS:
             continue
         own = {"measured": pair.measured[there], "predicted": pair.predicted[there]}

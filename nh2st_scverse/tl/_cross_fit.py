@@ -15,6 +15,7 @@ from nh2st_scverse._constants import KEY
 from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Elements, Panel, Run
+from nh2st_scverse.data.checks import low_scores, raise_or_log
 from nh2st_scverse.data.cohort import Cohort, check_apart, collect
 from nh2st_scverse.data.folds import Fold
 from nh2st_scverse.data.inputs import KeptFeatures, Recipe
@@ -23,6 +24,7 @@ from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._base import blocks_of
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.model import NH2ST, novelty_of, principal_genes
+from nh2st_scverse.model.card import held_out_tissue
 from nh2st_scverse.model.ensemble import fit
 from nh2st_scverse.nn import Config
 from nh2st_scverse.nn.config import Preset, Settings, settings_docs
@@ -143,8 +145,8 @@ def cross_fit(
     )
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
     used = choose_encoder(config, encoder, device)
-    cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes)
-    check_apart(cohort)
+    cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, layer=layer)
+    check_apart(cohort, layer)
     check_place(sdata, cohort.samples[0].table, key_added, table_added)
     if "fields" not in settings:
         config = fields_that_fit(cohort.sections, config, cohort.patch_um, seed)
@@ -175,6 +177,8 @@ def cross_fit(
                 if model.trust.novelty is not None:
                     novelty[at][spots] = novelty_of(model, section, seen)[spots]
     scores = held_out_pearson(targets, predicted)
+    (doubt,) = low_scores(scores)
+    raise_or_log([doubt])
     known = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
     values = np.concatenate(predicted)
     spread, widths = _spread(targets, folds, predicted) if uncertainty else (None, None)
@@ -183,7 +187,10 @@ def cross_fit(
         "model": ",".join(model.identifier for model in models),
         "folds": json.dumps([fold.name for fold in folds]),
         "mean_pearson": float(pd.Series(scores).mean()),
+        "held_out": held_out_tissue({section.name: section.group for section in cohort.sections}),
     }
+    if doubt.status != "ok":
+        about["warning"] = str(doubt)
     prediction = Prediction(
         genes=panel,
         values=values,

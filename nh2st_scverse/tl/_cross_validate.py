@@ -17,6 +17,7 @@ from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Elements, Panel, Run, as_seed
 from nh2st_scverse._validators import as_sequence, check_one_of
+from nh2st_scverse.data.checks import low_scores, raise_or_log
 from nh2st_scverse.data.cohort import check_apart, collect
 from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.section import Section
@@ -144,8 +145,8 @@ def cross_validate(
     if config.fine_tune and wanted:
         seen = get(device=device)
         logger.info("NH2ST trains its encoder; the baselines use the frozen features of %r.", seen.name)
-    cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes)
-    check_apart(cohort)
+    cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, layer=layer)
+    check_apart(cohort, layer)
     # groups that share a fold are one group for the outer split; inside a fold they are groups of their own
     shared = outer_groups([section.group for section in cohort.sections], folds, fold_seed)
     outer = [replace(section, group=group) for section, group in zip(cohort.sections, shared, strict=True)]
@@ -198,7 +199,9 @@ def cross_validate(
                         found = {"method": method, "metric": metric, "value": value, "ceiling": ceiling}
                         rows.append(pd.DataFrame(about | found))
     order = ["fold", "section", "method", "gene", "metric", "value", "ceiling"]
-    return pd.concat(rows, ignore_index=True)[order]
+    table = pd.concat(rows, ignore_index=True)[order]
+    raise_or_log(low_scores(table.query("method == 'nh2st' and metric == 'pearson'")["value"].to_numpy()))
+    return table
 
 
 def _score(section: Section, spots: np.ndarray, target: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from nh2st_scverse._constants import KEY, SCORES
 from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_count
+from nh2st_scverse.data.checks import in_tissue, marks
 from nh2st_scverse.data.expression import is_logged, matrix, to_dense
 from nh2st_scverse.data.units import UNKNOWN_LOGS, Unit, measure
 from nh2st_scverse.prediction import Prediction, check_free, find_prediction, in_x, put, read
@@ -29,10 +30,11 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score a prediction against the measured expression, gene by gene.
 
-    Scores are taken within each section and averaged over the sections; spots without counts are left out. They are
-    honest if the predictor never saw the spots: after cross-fitting, or for sections that a model was not trained on.
-    For others they are too high, which a warning says. The held-out correlation of a gene, ``var["nh2st_pearson"]``,
-    stays as it is: it tells how far to trust a gene, this function how well it fits here.
+    Scores are taken within each section and averaged over the sections; spots without counts, and those off the tissue
+    (``in_tissue`` is 0), are left out, as in training. They are honest if the predictor never saw the spots: after
+    cross-fitting, or for sections that a model was not trained on. For others they are too high, which a warning says.
+    The held-out correlation of a gene, ``var["nh2st_pearson"]``, stays as it is: it tells how far to trust a gene, this
+    function how well it fits here.
 
     Parameters
     ----------
@@ -56,7 +58,7 @@ def evaluate(
     first. A constant prediction counts as a correlation of 0. Written to ``table.var``: ``"nh2st_evaluated_pearson"``,
     ``"nh2st_spearman"``, ``"nh2st_mse"``, ``"nh2st_mae"``, ``"nh2st_variance_ratio"`` and ``"nh2st_ceiling"`` for the
     default `key`; and to ``table.uns["nh2st_scores"]``: their means, and ``in_sample``, whether the model was trained
-    on sections of these names.
+    on sections of these names or with this expression.
 
     Raises
     ------
@@ -102,14 +104,16 @@ def evaluate(
     result = result[[*SCORES, "ceiling"]]
     result["of_ceiling"] = result["pearson"] / result["ceiling"].where(result["ceiling"] > 0.05)
 
-    seen = trained_on(pair)
+    named, known = trained_on(pair)
+    seen = named or known
     if seen:
         logger.warning(
-            "The model of the prediction %r was trained on sections of these names: %s. If they are the same tissue, "
-            "these scores are too high and say nothing of other tissue; var[%r] are those on tissue it never saw. "
-            "nh.tl.predict_expression(sdata) without model= predicts every spot by a model that never saw it.",
+            "The model of the prediction %r was trained on %s. %s these scores are too high and say nothing of other "
+            "tissue; var[%r] are those on tissue it never saw. nh.tl.predict_expression(sdata) without model= predicts "
+            "every spot by a model that never saw it.",
             key,
-            seen,
+            f"the expression of {known}" if known else f"sections of these names: {named}",
+            "So" if known else "If they are the same tissue,",
             keys.pearson,
         )
     means = {f"mean_{name}": float(result[name].mean()) for name in result}
@@ -137,7 +141,7 @@ class Pair:
     predicted: np.ndarray  # (n, G)
     measured: np.ndarray  # (n, G) in the unit of the prediction
     regions: np.ndarray  # (n,) section of each spot
-    scored: np.ndarray  # (n,) bool: predicted, and with counts
+    scored: np.ndarray  # (n,) bool: predicted, with counts, and not off the tissue
 
 
 def compare(sdata: SpatialData, *, key: str, table_key: str | None, layer: str | None) -> Pair:
@@ -180,9 +184,8 @@ def compare(sdata: SpatialData, *, key: str, table_key: str | None, layer: str |
             source_key,
         )
     regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()[own]
-    return Pair(
-        prediction, table, source, own, rows, genes, predicted, measured.values(), regions, there & measured.counted
-    )
+    scored = there & measured.counted & in_tissue(source.obs.iloc[rows]) & in_tissue(table.obs.iloc[own])
+    return Pair(prediction, table, source, own, rows, genes, predicted, measured.values(), regions, scored)
 
 
 def _measured_beside(sdata: SpatialData, table_key: str, key: str) -> tuple[str, np.ndarray, np.ndarray]:
@@ -214,12 +217,19 @@ def _spots(table: AnnData) -> pd.MultiIndex:
     return pd.MultiIndex.from_arrays([region.astype(str), instance.astype(str)])
 
 
-def trained_on(pair: Pair) -> list[str]:
-    """Sections of a prediction whose names are those of sections that its model was trained on."""
+def trained_on(pair: Pair) -> tuple[list[str], list[str]]:
+    """Sections of a prediction with the name, and those with the expression, of one that its model was trained on."""
     if pair.prediction.cross_fitted:
-        return []
-    names = {str(name).rpartition(":")[2] for name in pair.prediction.described.get("trained_on", {})}
-    return [name for name in pd.unique(pair.regions[pair.scored]) if name in names]
+        return [], []
+    described = pair.prediction.described
+    names = {str(name).rpartition(":")[2] for name in described.get("trained_on", {})}
+    regions = list(pd.unique(pair.regions[pair.scored]))
+    known, kept = [], [set(some) for some in described.get("tissue", {}).values()]
+    for region in regions if kept else []:
+        here = set(marks(pair.measured[pair.scored & (pair.regions == region)], None))
+        if any(len(here & some) > len(some) / 4 for some in kept):
+            known.append(region)
+    return [region for region in regions if region in names], known
 
 
 def has_counts(table: AnnData, layer: str | None) -> bool:

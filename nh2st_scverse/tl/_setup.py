@@ -12,6 +12,7 @@ from spatialdata import SpatialData
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Run
 from nh2st_scverse._validators import check_name
+from nh2st_scverse.data.checks import marks
 from nh2st_scverse.data.cohort import Cohort
 from nh2st_scverse.data.folds import Fold, Spots, make_folds
 from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patches, encode
@@ -72,6 +73,7 @@ def card_for(data: Data, recipe: Recipe, seed: int) -> Card:
         patch_px=recipe.encoder.input_size,
         stain=recipe.stain,
         trained_on={section.name: section.group for section in data.sections},
+        tissue={section.name: marks(data.target(i)[data.trainable(i)]) for i, section in enumerate(data.sections)},
         seed=seed,
     )
 

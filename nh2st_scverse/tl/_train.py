@@ -10,6 +10,7 @@ from spatialdata import SpatialData
 
 from nh2st_scverse._docs import documented
 from nh2st_scverse._options import Elements, Panel, Run
+from nh2st_scverse.data.checks import low_scores, raise_or_log
 from nh2st_scverse.data.cohort import check_apart, collect
 from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.targets import Counts, choose_panel, measure
@@ -144,8 +145,8 @@ def train(
     )
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
     used = choose_encoder(config, encoder, device)
-    cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes)
-    check_apart(cohort)
+    cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, layer=layer)
+    check_apart(cohort, layer)
     if "fields" not in settings:
         config = fields_that_fit(cohort.sections, config, cohort.patch_um, seed)
     counts = Counts.of(cohort, layer)
@@ -155,4 +156,6 @@ def train(
     with KeptFeatures(cohort) as kept:
         inputs = see(cohort, recipe, config, kept, run)
         data = Data(cohort.sections, inputs, targets, blocks_of(used))
-        return fit(data, config, card_for(data, recipe, run.seed), run, used)
+        model = fit(data, config, card_for(data, recipe, run.seed), run, used)
+    raise_or_log(low_scores(model.scores["pearson"].to_numpy()))
+    return model

@@ -14,6 +14,7 @@ from nh2st_scverse.data.checks import (
     Problem,
     Refused,
     allowed,
+    bins,
     image_kind,
     in_tissue,
     low_scores,
@@ -118,6 +119,41 @@ def test_copies_and_neighbours_are_noticed() -> None:
 
 def test_scores_near_nothing_say_why() -> None:
     assert low_scores(np.array([0.3, 0.2, np.nan]))[0].status == "ok"
-    for values in ([0.02, -0.01], [-0.3, -0.2], [np.nan]):
+    for values in ([0.02, -0.01], [-0.3, -0.2], [0.04, np.nan]):
         (line,) = low_scores(np.array(values))
         assert line.status == "warning" and "mirrored" in line.remedy
+    (line,) = low_scores(np.array([np.nan]))
+    assert line.status == "warning" and "no tissue is left to hold out" in line.found
+
+
+def squares(side: float, n: int = 8) -> Geometry:
+    xy = np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).reshape(-1, 2) * side
+    return on(painted(), xy + side)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "off"),
+    [
+        ("hd_square_008um", 8.0, None),
+        ("hd_square_008um", 16.0, 2),
+        ("hd_square_016um", 8.0, 0.5),
+        ("hd_square_002um", 2.2, 1.1),
+        ("hd_square_050um", 50.0, None),
+        ("bins", 8.8, 1.1),
+        ("bins", 12.8, 0.8),
+        ("bins", 1.6, 0.8),
+        ("bins", 16.2, None),
+        ("bins", 10.0, None),  # of one's own
+        ("bins", 50.0, None),
+    ],
+)
+def test_bins_are_as_wide_as_those_of_visium_hd_or_as_their_name_says(
+    name: str, side: float, off: float | None
+) -> None:
+    found = bins(squares(side), name, diameter_um=side, spacing_um=side, counted=True)
+    assert len(found) == (off is not None)
+    if off is not None:
+        assert found[0].status == "warning" and f"µm per pixel is {off:g} times" in found[0].found
+        assert "microns_per_pixel=" in found[0].remedy
+    assert not bins(squares(side), name, diameter_um=side, spacing_um=side, counted=False)  # a grid of ours
+    assert not bins(squares(side), name, diameter_um=0.55 * side, spacing_um=side, counted=True)  # no squares
