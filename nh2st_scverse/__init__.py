@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ try:
     __version__ = importlib.metadata.version("nh2st-scverse")
 except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
     __version__ = "0+unknown"
+
+# anndata says this of every array that is written to zarr
+warnings.filterwarnings("once", message="zarr v3 autosharding")
 
 _PARTS = frozenset({"data", "datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "tl"})
 _NAMES = {"NH2ST": "model", "explore": "pl._explore"}

@@ -63,10 +63,6 @@ if not any(type(handler).__name__ == _Handler.__name__ for handler in logger.han
         logger.setLevel(logging.INFO)
 
 
-# anndata says this of every array that is written to zarr
-warnings.filterwarnings("once", message="zarr v3 autosharding")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what squidpy and spatialdata say about their steps and their dependencies."""

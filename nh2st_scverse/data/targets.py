@@ -108,13 +108,14 @@ def choose_panel(
     if not isinstance(genes, str):
         return choose_genes(counts.values, names, genes, None)
     sets = within or [tuple((i, np.arange(s.n_spots)) for i, s in enumerate(counts.cohort.sections))]
+    sets = [tuple((i, at[counts.within(i)[at]]) for i, at in spots) for spots in sets]
     ranked = [
         choose_genes(
-            [_some(counts.values[i], at[counts.within(i)[at]]) for i, at in spots],
+            [_some(counts.values[i], at) for i, at in spots],
             [names[i] for i, _ in spots],
             genes,
             None,
-            [counts.cohort.sections[i].xy_um[at[counts.within(i)[at]]] for i, at in spots],
+            [counts.cohort.sections[i].xy_um[at] for i, at in spots],
         )
         for spots in sets
     ]
