@@ -12,9 +12,10 @@ from nh2st_scverse.encoders._joined import Joined
 from nh2st_scverse.encoders._precomputed import Precomputed
 from nh2st_scverse.encoders._resnet import ResNet18
 from nh2st_scverse.encoders._statistics import Statistics
+from nh2st_scverse.encoders._texture import Texture
 from nh2st_scverse.encoders._timm import Timm
 
-__all__ = ["EfficientNetLite0", "Encoder", "Joined", "Precomputed", "ResNet18", "Statistics", "Timm", "get"]
+__all__ = ["EfficientNetLite0", "Encoder", "Joined", "Precomputed", "ResNet18", "Statistics", "Texture", "Timm", "get"]
 
 
 def __dir__() -> list[str]:

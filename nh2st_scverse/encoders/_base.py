@@ -15,8 +15,9 @@ NAMED = {
     "efficientnet_lite0_stages": ("EfficientNetLite0", {"head": False}),
     "resnet18": ("ResNet18", {}),
     "statistics": ("Statistics", {}),
+    "texture": ("Texture", {}),
 }
-DEFAULT = "efficientnet_lite0_stages+statistics"
+DEFAULT = "efficientnet_lite0_stages+statistics+texture"
 
 
 @runtime_checkable
@@ -60,9 +61,9 @@ def get(encoder: str | Encoder | Sequence[str | Encoder] = DEFAULT, *, device: s
     Parameters
     ----------
     encoder
-        ``"efficientnet_lite0_stages+statistics"``, the offline default; ``"efficientnet_lite0"``, its network with the
-        last layer; ``"statistics"``; ``"resnet18"``, which is to be trained; ``"precomputed:<key>"``; or an object with
-        the interface of :class:`Encoder`. A list, or names with ``+`` between them, gives their features side by side.
+        ``"efficientnet_lite0_stages+statistics+texture"``, the offline default; ``"efficientnet_lite0"``, its network
+        with the last layer; ``"statistics"``; ``"texture"``; ``"resnet18"``, which is to be trained;
+        ``"precomputed:<key>"``; or an object with the interface of :class:`Encoder`. A list, or names with ``+`` between them, gives their features side by side.
 
     device
         Where encoders that are named compute; an object keeps its own.
@@ -125,6 +126,6 @@ def _named(name: str, device: str) -> Encoder:
     if "+" in name:
         return encoders.Joined(name.split("+"), device=device)
     kind, options = NAMED[name]
-    on = {} if kind == "Statistics" else {"device": device}  # statistics are for the processor
+    on = {} if kind in ("Statistics", "Texture") else {"device": device}  # these are for the processor
     made: Encoder = getattr(encoders, kind)(**options, **on)
     return made

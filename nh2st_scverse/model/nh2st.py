@@ -508,7 +508,7 @@ class NH2ST:
         >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
         >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
         >>> model.provenance()["encoder"], model.provenance()["patch_um"]
-        ('efficientnet_lite0_stages+statistics', 75.0)
+        ('efficientnet_lite0_stages+statistics+texture', 75.0)
         """
         return {
             "model": self.identifier,

@@ -72,8 +72,9 @@ def test_default_gives_finite_features_of_the_stated_length(patches: np.ndarray)
     encoder = get()
     found = encoder(patches)
     assert isinstance(encoder, Encoder)
-    assert found.shape == (3, 495) == (3, encoder.dim)
-    assert encoder.blocks == (424, 71) and encoder.name == "efficientnet_lite0_stages+statistics"
+    assert found.shape == (3, 771) == (3, encoder.dim)
+    assert encoder.blocks == (424, 71, 128, 148)
+    assert encoder.name == "efficientnet_lite0_stages+statistics+texture"
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
     assert np.array_equal(found, encoder(patches))
@@ -187,7 +188,7 @@ def test_own_encoders_pass() -> None:
     own = MeanColour()
     assert get(own) is own
     assert isinstance(own, Encoder)
-    assert get("efficientnet_lite0_stages+statistics") is get()
+    assert get("efficientnet_lite0_stages+statistics+texture") is get()
     assert get(["statistics"]) is get("statistics")
 
 
