@@ -63,7 +63,8 @@ def get(encoder: str | Encoder | Sequence[str | Encoder] = DEFAULT, *, device: s
     encoder
         ``"efficientnet_lite0_stages+statistics+texture"``, the offline default; ``"efficientnet_lite0"``, its network
         with the last layer; ``"statistics"``; ``"texture"``; ``"resnet18"``, which is to be trained;
-        ``"precomputed:<key>"``; or an object with the interface of :class:`Encoder`. A list, or names with ``+`` between them, gives their features side by side.
+        ``"precomputed:<key>"``; or an object with the interface of :class:`Encoder`. A list, or
+        names with ``+`` between them, gives their features side by side.
 
     device
         Where encoders that are named compute; an object keeps its own.

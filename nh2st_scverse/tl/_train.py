@@ -72,7 +72,8 @@ def train(
     encoder
         Image encoder: a name, an object (see :class:`nh2st_scverse.encoders.Encoder`), or a list of those, whose
         features stand side by side: ``[uni, "statistics"]``. None takes
-        ``"efficientnet_lite0_stages+statistics+texture"``, or for preset ``"paper"`` a ResNet18 with random weights; the paper's own are
+        ``"efficientnet_lite0_stages+statistics+texture"``, or for preset ``"paper"`` a ResNet18 with random
+        weights; the paper's own are
         ``nh.encoders.ResNet18("tenpercent_resnet18.ckpt")``. It is frozen unless the preset or ``fine_tune=True``
         trains it, which is ``"efficientnet_lite0"`` then.
     patch_um
