@@ -119,7 +119,7 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with Image.open("my_image.png") as picture:
         tifffile.imwrite("slide.svs", np.asarray(picture), tile=(256, 256), resolution=(10000, 10000), resolutionunit=3)
 
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     names: dict = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)  # what a reader would type
@@ -127,6 +127,7 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         if "leiden" in block:
             assert "leiden" in names["adata"].obs
     assert (tmp_path / "my_section.zarr").is_dir()
+    assert (tmp_path / "report.html").is_file()
     assert len(names["model"].genes) == 100
     assert names["sdata"]["table"].var["nh2st"].sum() == 100
     assert names["slide"]["table"].n_obs == len(names["slide"]["nh2st_grid"]) > 50
