@@ -14,6 +14,7 @@ from nh2st_scverse.data.cluster import encode_on_cluster
 from nh2st_scverse.data.expression import to_dense
 from nh2st_scverse.data.feature_cache import FeatureCache
 from nh2st_scverse.data.geometry import Geometry
+from nh2st_scverse.data.maps import encode_maps
 from nh2st_scverse.data.patches import ahead, batches, cut
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
@@ -25,6 +26,7 @@ def encode_section(
     *,
     patch_um: float,
     fields: Sequence[float] = (1.0,),
+    mapped: Sequence[float] = (),
     progress: bool = True,
     cache: FeatureCache | None = None,
     client: Any = None,
@@ -45,6 +47,8 @@ def encode_section(
         Side of the patch in µm.
     fields
         Sides of the fields of view, in patches; their features stand one behind the other.
+    mapped
+        Those of them whose features are taken from maps of the tissue, not from a patch of each spot.
     progress
         Show a progress bar.
     cache
@@ -70,16 +74,19 @@ def encode_section(
     )
     columns = [slice(i * encoder.dim, (i + 1) * encoder.dim) for i in range(len(fields))]
     todo = []  # batch and field
+    of_maps: dict[int, list[int]] = {field: [] for field, side in enumerate(fields) if side in mapped}  # batches
     for at, spots in enumerate(some):
         for field in range(len(fields)):
             if begun is not None and np.isfinite(begun[spots, columns[field]]).all():
                 continue
             known = None if cache is None else cache.get(at, field, len(spots))
-            if known is None:
-                todo.append((at, field))
-            else:
+            if known is not None:
                 features[spots, columns[field]] = known
-    n_patches = sum(len(some[at]) for at, _ in todo)
+            elif field in of_maps:
+                of_maps[field].append(at)
+            else:
+                todo.append((at, field))
+    n_patches = sum(len(some[at]) for at, _ in todo) + sum(len(some[at]) for ats in of_maps.values() for at in ats)
     with tqdm(
         total=n_patches,
         desc=f"encoding {section.name}",
@@ -102,6 +109,20 @@ def encode_section(
             if cache is not None:
                 cache.put(at, field, found)
             bar.update(len(found))
+        for field, ats in of_maps.items():
+            side, batch, lacking = patch_um * fields[field], np.full(section.n_spots, -1), {}
+            for at in ats:
+                rest = some[at][np.isnan(features[some[at], columns[field].start])]
+                batch[rest], lacking[at] = at, len(rest)
+                bar.update(len(some[at]) - len(rest))
+            places = np.flatnonzero(batch >= 0)
+            for which, found in encode_maps(section.geometry, encoder, places, field_um=side, client=client):
+                features[which, columns[field]] = found
+                bar.update(len(found))
+                for at, n in zip(*np.unique(batch[which], return_counts=True), strict=True):
+                    lacking[at] -= n
+                    if cache is not None and not lacking[at]:
+                        cache.put(at, field, features[some[at], columns[field]])
     return features
 
 

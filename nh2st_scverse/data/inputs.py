@@ -17,11 +17,25 @@ from nh2st_scverse._constants import FEATURES
 from nh2st_scverse.data.cohort import Cohort, Sample
 from nh2st_scverse.data.feature_cache import FeatureCache
 from nh2st_scverse.data.features import encode_section, look_up
+from nh2st_scverse.data.maps import MARGIN
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.data.stain import Restained, colour_map, recolour
 from nh2st_scverse.encoders import Encoder, Precomputed
+from nh2st_scverse.encoders._base import has_maps
 from nh2st_scverse.encoders._turned import Turned
+from nh2st_scverse.nn.config import Config, Maps
+
+WIDE = 2.0  # patches: tiles of wider fields take less time than a patch for each spot, as far apart as on Visium
+
+
+def _is_mapped(field: float, maps: Maps) -> bool:
+    return field >= {"none": np.inf, "wide": WIDE, "all": 0.0}[maps]
+
+
+def sight_um(config: Config, patch_um: float) -> float:
+    """Side of the square that a place sees: its widest field of view, that of maps with a margin."""
+    return patch_um * max(field * (1 + 2 * MARGIN if _is_mapped(field, config.maps) else 1) for field in config.fields)
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class Recipe:
     fields: tuple[float, ...] = (1.0,)  # sides of the fields of view of a spot, in patches
     orientations: int = 1
     stain: dict[str, Any] | None = None  # the colours that sections take
+    maps: Maps = "none"  # which fields of view are pooled from maps of the tissue
 
     def __post_init__(self) -> None:
         """Features that are there already cannot be turned."""
@@ -47,12 +62,18 @@ class Recipe:
         used = self.encoder if self.orientations == 1 else Turned(self.encoder, self.orientations)
         return used if self.stain is None else Restained(used, colour_map(section, self.stain))
 
+    @property
+    def mapped(self) -> tuple[float, ...]:
+        """The fields of view whose features are pooled from maps: none where the encoder gives no maps."""
+        return tuple(field for field in self.fields if _is_mapped(field, self.maps) and has_maps(self.encoder))
+
     def mark(self, section: Section, encoder: Encoder, names: Sequence[str]) -> str:
         """Hash of everything that features depend on: encoder, patch geometry, image, where each named spot is."""
         order = np.argsort(section.geometry.instances, kind="stable")  # the order of the rows does not matter
         patch = round(self.patch_um, 3), tuple(self.fields)
         about = (encoder.name, encoder.weights_hash, encoder.input_size, encoder.dim, *patch)
         digest = hashlib.sha256(repr(about).encode())
+        digest.update(repr(("maps", self.mapped)).encode() if self.mapped else b"")
         digest.update(image_fingerprint(section.geometry, order).encode())
         digest.update(np.round(section.geometry.pixels()[order], 2).tobytes())
         # rows that were given another spot have other features
@@ -192,6 +213,7 @@ def _encode(section: Section, encoder: Encoder, recipe: Recipe, mark: str, how: 
             encoder,
             patch_um=recipe.patch_um,
             fields=recipe.fields,
+            mapped=recipe.mapped,
             progress=how.progress,
             cache=None if how.cache_dir is None else _on_disk(section, encoder, recipe, mark, how.cache_dir),
             client=how.client,
@@ -236,5 +258,6 @@ def _on_disk(
             "weights": encoder.weights_hash,
             "patch_um": recipe.patch_um,
             "fields": list(recipe.fields),
+            "maps": list(recipe.mapped),
         },
     )

@@ -31,11 +31,22 @@ class Restained:
     def __init__(self, encoder: Encoder, colours: np.ndarray) -> None:
         self.encoder, self.colours = encoder, colours
         self.name, self.input_size, self.dim = encoder.name, encoder.input_size, encoder.dim
+        self.n_maps = getattr(encoder, "n_maps", 0)
         self.weights_hash = encoder.weights_hash + hashlib.sha256(colours.tobytes()).hexdigest()[:16]
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Encode patches in their new colours."""
         return self.encoder(recolour(patches, self.colours))
+
+    def maps(self, tile: np.ndarray) -> list[np.ndarray]:
+        """Maps over a tile in its new colours."""
+        inner: Any = self.encoder
+        return list(inner.maps(recolour(tile, self.colours)))
+
+    def pooled(self, means: np.ndarray) -> np.ndarray:
+        """Features (n, dim) of the means of the maps over windows."""
+        inner: Any = self.encoder
+        return np.asarray(inner.pooled(means))
 
 
 def recolour(patches: np.ndarray, colours: np.ndarray) -> np.ndarray:

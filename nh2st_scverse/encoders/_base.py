@@ -27,7 +27,10 @@ class Encoder(Protocol):
     One that also has ``trunk()``, a torch module that maps images (n, 3, side, side) of 0 to 1 to features (n, dim) or
     feature maps (n, channels, h, w), can be trained with the network (``fine_tune=True``). One whose features are of
     several kinds can tell their numbers as ``blocks``, a tuple that sums to `dim`: each kind then enters a model with
-    the same total variance.
+    the same total variance. One that also has ``n_maps``, a number, can encode a slide once for all of its
+    places: ``maps(tile)`` gives maps (h, w, C) over a tile (side, side, 3) uint8 that is several times as wide as a
+    patch, a list whose C sum to `n_maps`, and ``pooled(means)`` makes features (n, dim) of their means (n, n_maps) over
+    the windows of places.
 
     See Also
     --------
@@ -113,6 +116,11 @@ def get(encoder: str | Encoder | Sequence[str | Encoder] = DEFAULT, *, device: s
             f"without {lacking or ['__call__']}. See nh.encoders.Encoder."
         )
     return encoder
+
+
+def has_maps(encoder: Encoder) -> bool:
+    """Whether an encoder can give maps of tiles, too."""
+    return bool(getattr(encoder, "n_maps", 0))
 
 
 def blocks_of(encoder: Encoder) -> tuple[int, ...]:

@@ -69,16 +69,20 @@ class _Lite0(Trunk):
 
     def features(self, scaled: Tensor) -> Tensor:
         """Mean activations (n, 424) of the stages, behind those of the last layer (n, 1280) where it is wanted."""
+        return torch.cat([one.mean(dim=(2, 3)) for one in self.maps(scaled)], dim=1)
+
+    def maps(self, scaled: Tensor) -> tuple[Tensor, ...]:
+        """The activations themselves: maps (n, channels, h, w), coarser from stage to stage."""
         net: Any = self.network
-        means = []
+        found = []
         x = net.bn1(net.conv_stem(scaled))
         for i, stage in enumerate(net.blocks):
             x = stage(x)
             if i in STAGES:
-                means.append(x.mean(dim=(2, 3)))
+                found.append(x)
         if self.head:
-            means.insert(0, net.bn2(net.conv_head(x)).mean(dim=(2, 3)))
-        return torch.cat(means, dim=1)
+            found.insert(0, net.bn2(net.conv_head(x)))
+        return tuple(found)
 
     def train(self, mode: bool = True) -> _Lite0:
         """Train the weights only: the statistics of the norms stay those of the millions of images behind them."""

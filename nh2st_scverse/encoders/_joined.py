@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from nh2st_scverse._threads import in_workers
-from nh2st_scverse.encoders._base import Encoder, blocks_of, get
+from nh2st_scverse.encoders._base import Encoder, blocks_of, get, has_maps
 
 
 class Joined:
@@ -59,13 +60,34 @@ class Joined:
         found = [encoder(_resized(patches, encoder.input_size)) for encoder in self.encoders]
         return np.concatenate(found, axis=1, dtype=np.float32)
 
+    @property
+    def n_maps(self) -> int:
+        """Channels of all maps, where all of the encoders give maps."""
+        some: Any = self.encoders
+        return sum(encoder.n_maps for encoder in some) if all(map(has_maps, some)) else 0
+
+    def maps(self, tile: np.ndarray) -> list[np.ndarray]:
+        """The maps of all encoders over a tile (side, side, 3), each from a tile of its own resolution."""
+        sides = (round(len(tile) * encoder.input_size / self.input_size) for encoder in self.encoders)
+        some: Any = self.encoders
+        return [one for encoder, side in zip(some, sides, strict=True) for one in encoder.maps(_smaller(tile, side))]
+
+    def pooled(self, means: np.ndarray) -> np.ndarray:
+        """Features (n, dim) of the means of the maps over windows."""
+        some: Any = self.encoders
+        parts = np.split(means, np.cumsum([encoder.n_maps for encoder in some])[:-1], axis=1)
+        return np.concatenate([encoder.pooled(part) for encoder, part in zip(some, parts, strict=True)], axis=1)
+
 
 def _resized(patches: np.ndarray, side: int) -> np.ndarray:
     """Patches (n, s, s, 3) uint8 at another side; each pixel is the mean of those it covers."""
     if patches.shape[1] == side or not len(patches):
         return patches
 
-    def smaller(one: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BILINEAR))
+    return np.stack(list(in_workers(lambda patch: _smaller(patch, side), patches)))
 
-    return np.stack(list(in_workers(smaller, patches)))
+
+def _smaller(image: np.ndarray, side: int) -> np.ndarray:
+    if len(image) == side:
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))

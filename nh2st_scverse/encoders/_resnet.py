@@ -96,6 +96,10 @@ class _ResNet18(Trunk):
         found: Tensor = network.forward_features(scaled)
         return found
 
+    def maps(self, scaled: Tensor) -> tuple[Tensor, ...]:
+        """The same."""
+        return (self.features(scaled),)
+
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from skimage.color import hed_from_rgb
 
@@ -13,6 +15,10 @@ PERCENTILES = (5, 25, 50, 75, 95)
 CORRELATED = ((0, 1), (0, 2), (1, 2), (3, 4))  # channels: the colours with each other, haematoxylin with eosin
 N_SCALES = 4  # of the gradients: each has half the resolution of the one before
 GLASS = 220  # of 255: pixels that are brighter in all colours are no tissue
+CELL = 4  # px of the maps
+BINS = 40  # of their histograms
+LOWEST = (0.0, 0.0, 0.0, -0.1, -1.0, 0.0)  # of the six channels: what is beyond is in the first or last bin
+HIGHEST = (1.0, 1.0, 1.0, 4.0, 0.8, 3.0)
 DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each value of a pixel
 STAINS = hed_from_rgb[:, :2].astype(np.float32)  # densities of red, green and blue to haematoxylin and eosin
 
@@ -41,6 +47,7 @@ class Statistics:
     name = "statistics"
     input_size = SIDE
     dim = 6 * (2 + len(PERCENTILES)) + len(CORRELATED) + 1 + 2 * 3 * N_SCALES
+    n_maps = 6 * (2 + BINS) + len(CORRELATED) + 1 + 2 * 3 * N_SCALES
     weights_hash = "1"  # of the definition: another one gives other features
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
@@ -48,15 +55,92 @@ class Statistics:
         some = (patches[i : i + AT_ONCE] for i in range(0, len(patches), AT_ONCE))  # numpy lets other threads run
         return np.concatenate([np.empty((0, self.dim), dtype=np.float32), *in_workers(_describe, some)])
 
+    def maps(self, tile: np.ndarray) -> list[np.ndarray]:
+        """Moments, histograms and gradients in cells of a tile (side, side, 3) uint8: (h, w, n_maps).
 
-def _describe(patches: np.ndarray) -> np.ndarray:
-    """Statistics (n, 71) of patches (n, side, side, 3)."""
+        All but the percentiles follow from means over a window as from its pixels, but for its border; percentiles
+        from the mean histogram.
+        """
+        channels: Any = _channels(tile)  # (6, side, side)
+        n = len(tile) // CELL
+        moments = [channels, np.square(channels), np.stack([channels[i] * channels[j] for i, j in CORRELATED])]
+        glass = np.all(tile > GLASS, axis=-1)[None].astype(np.float32)
+        images = np.stack([channels[:3].mean(axis=0), channels[3]])[:, None]
+        gradients = []
+        for _ in range(N_SCALES):
+            around = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+            gradient, laplacian = _differences(around)
+            gradients += [_cells(one[:, 0], n) for one in (gradient, np.square(gradient), laplacian)]
+            images = _halved(images)
+        found = [_cells(one, n) for one in (*moments, glass)] + gradients + [_histograms(channels, n)]
+        return [np.moveaxis(np.concatenate(found), 0, -1)]
+
+    def pooled(self, means: np.ndarray) -> np.ndarray:
+        """Statistics (n, 71) float32 of the means of the maps over windows (n, n_maps)."""
+        starts = np.cumsum([6, 6, len(CORRELATED), 1, 6 * N_SCALES])
+        mean, square, product, glass, gradients, histograms = np.split(means, starts, axis=1)
+        spread = _spread(mean, square)
+        i, j = np.array(CORRELATED).T
+        pairs = (product - mean[:, i] * mean[:, j]) / np.maximum(spread[:, i] * spread[:, j], 1e-6)
+        percentiles = _percentiles(histograms.reshape(-1, 6, BINS))  # (n, 5, 6)
+        scales = gradients.reshape(-1, N_SCALES, 3, 2)  # brightness and haematoxylin
+        scales[:, :, 1] = _spread(scales[:, :, 0], scales[:, :, 1])
+        parts = [mean, spread, percentiles.reshape(len(means), -1), pairs, glass, scales.reshape(len(means), -1)]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _spread(mean: np.ndarray, square: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(square - np.square(mean), 0))
+
+
+def _cells(images: np.ndarray, n: int) -> np.ndarray:
+    """Images (..., side, side) in n x n cells: means of the pixels of each, or the pixel that it is part of."""
+    side = images.shape[-1]
+    if side < n:
+        return images.repeat(n // side, axis=-2).repeat(n // side, axis=-1)
+    return images.reshape(*images.shape[:-2], n, side // n, n, side // n).mean(axis=(-3, -1))
+
+
+def _histograms(channels: np.ndarray, n: int) -> np.ndarray:
+    """Shares of the pixels of each cell in each bin: (6 * BINS, n, n) of channels (6, side, side)."""
+    side = channels.shape[-1]
+    cell = np.arange(side) // (side // n)
+    cells = (cell[:, None] * n + cell) * BINS
+    found = []
+    for channel, low, high in zip(channels, LOWEST, HIGHEST, strict=True):
+        bins = np.clip((channel - low) * (BINS / (high - low)), 0, BINS - 1).astype(int)
+        found.append(np.bincount((cells + bins).ravel(), minlength=n * n * BINS).reshape(n, n, BINS))
+    return np.moveaxis(np.stack(found), -1, 1).reshape(6 * BINS, n, n).astype(np.float32) * (n / side) ** 2
+
+
+def _percentiles(histograms: np.ndarray) -> np.ndarray:
+    """Percentiles (n, 5, 6) of histograms (n, 6, BINS), as if the pixels of a bin were evenly spread in it."""
+    below = np.cumsum(histograms, axis=-1)
+    low, high = np.array(LOWEST), np.array(HIGHEST)
+    found = []
+    for share in PERCENTILES:
+        wanted = share / 100 * below[..., -1]
+        at = np.minimum((below < wanted[..., None]).sum(axis=-1), BINS - 1)[..., None]  # the bin that it is in
+        inside = np.take_along_axis(histograms, at, axis=-1)[..., 0]
+        over = np.take_along_axis(below, at, axis=-1)[..., 0] - wanted
+        place = at[..., 0] + 1 - np.clip(over / np.maximum(inside, 1e-9), 0, 1)
+        found.append(low + place * (high - low) / BINS)
+    return np.stack(found, axis=1)
+
+
+def _channels(patches: np.ndarray) -> np.ndarray:
+    """Red, green, blue, haematoxylin, eosin and optical density of patches (..., 3): (6, ...)."""
     density = DENSITY[patches]
-    channels = np.empty((6, *patches.shape[:3]), dtype=np.float32)
+    channels = np.empty((6, *patches.shape[:-1]), dtype=np.float32)
     channels[:3] = np.moveaxis(patches, -1, 0) / np.float32(255)
     channels[3:5] = np.moveaxis(density @ STAINS, -1, 0)
     channels[5] = density.mean(axis=-1)
+    return channels
 
+
+def _describe(patches: np.ndarray) -> np.ndarray:
+    """Statistics (n, 71) of patches (n, side, side, 3)."""
+    channels = _channels(patches)
     pixels = channels.reshape(6, len(patches), -1)
     mean = pixels.mean(axis=-1)  # (6, n)
     centred = pixels - mean[..., None]
@@ -79,12 +163,17 @@ def _describe(patches: np.ndarray) -> np.ndarray:
 
 def _gradients(images: np.ndarray) -> list[np.ndarray]:
     """Mean and spread of the gradient, and mean size of the Laplacian, of images (2, n, side, side): (2, n) each."""
+    gradient, laplacian = _differences(images)
+    return [gradient.mean(axis=(2, 3)), gradient.std(axis=(2, 3)), laplacian.mean(axis=(2, 3))]
+
+
+def _differences(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Size of the gradient and of the Laplacian at the inner pixels of images (..., side, side)."""
     inner = images[..., 1:-1, 1:-1]
     left, right = images[..., 1:-1, :-2], images[..., 1:-1, 2:]
     above, below = images[..., :-2, 1:-1], images[..., 2:, 1:-1]
     gradient = np.sqrt(np.square(right - left) + np.square(below - above)) / 2
-    laplacian = np.abs(left + right + above + below - 4 * inner)
-    return [gradient.mean(axis=(2, 3)), gradient.std(axis=(2, 3)), laplacian.mean(axis=(2, 3))]
+    return gradient, np.abs(left + right + above + below - 4 * inner)
 
 
 def _halved(images: np.ndarray) -> np.ndarray:

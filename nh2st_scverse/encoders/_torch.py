@@ -24,7 +24,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Trunk(nn.Module):
     """Images (n, 3, side, side) of 0 to 1 to features (n, dim) or feature maps (n, channels, h, w).
 
-    The scaling that a network expects is part of the trunk; its subclasses implement ``features``.
+    The scaling that a network expects is part of the trunk; its subclasses implement ``features``, and ``maps`` where
+    features are the means of feature maps.
     """
 
     mean: Tensor
@@ -35,11 +36,14 @@ class Trunk(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Scale and encode."""
+    maps: Any  # scaled images to a tuple of maps (n, channels, h, w)
+
+    def forward(self, images: Tensor, *, maps: bool = False) -> Any:
+        """Scale and encode, to features or to the maps that they are means of."""
         # channels last: a sixth faster in training on a CPU, and the native order of tensor cores
         scaled = (images - self.mean) / self.std
-        return self.features(scaled.contiguous(memory_format=torch.channels_last))
+        scaled = scaled.contiguous(memory_format=torch.channels_last)
+        return self.maps(scaled) if maps else self.features(scaled)
 
     def features(self, scaled: Tensor) -> Tensor:
         """Encode scaled images."""
@@ -69,7 +73,7 @@ class TorchEncoder:
         self.device = torch.device(pick_device(device))
         trunk = trunk.to(self.device).eval().requires_grad_(False)
         self.frozen: Trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.compiled: dict[int, Compiled | None] = {}  # by the side of its images
+        self.compiled: dict[tuple[int, bool], Compiled | None] = {}  # by the side of images, and whether to maps
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Encode (n, input_size, input_size, 3) uint8 into (n, dim) float32."""
@@ -77,7 +81,7 @@ class TorchEncoder:
             return np.empty((0, self.dim), dtype=np.float32)
         given = torch.from_numpy(np.ascontiguousarray(patches))
         if self.device.type == "cpu":
-            size = AT_ONCE_ON_CPU if self._compiled() is None else 1
+            size = AT_ONCE_ON_CPU if self._compiled(self.input_size) is None else 1
             parts = list(in_workers(self._encode, given.split(size)))
         else:
             parts = [self._encode(some) for some in given.split(AT_ONCE)]
@@ -85,18 +89,39 @@ class TorchEncoder:
 
     def _encode(self, patches: Tensor) -> Tensor:
         """Features (n, dim) of patches (n, side, side, 3), on the device."""
-        compiled = self._compiled() if self.device.type == "cpu" else None
+        compiled = self._compiled(self.input_size) if self.device.type == "cpu" else None
         if compiled is not None:
             return _mean(compiled(patches.numpy())[0])
         images = _to(patches, self.device)
         with torch.inference_mode(), _precision(self.device.type, half=self.half):
             return _mean(self.frozen(as_images(images)))
 
-    def _compiled(self) -> Compiled | None:
-        if self.input_size not in self.compiled:
-            network = _FromPixels(self.frozen)
-            self.compiled[self.input_size] = compile_where_installed(network, self.input_size, half=self.half)
-        return self.compiled[self.input_size]
+    @property
+    def n_maps(self) -> int:
+        """Channels of the maps of the trunk, where it gives maps."""
+        return self.dim if hasattr(self.frozen, "maps") else 0
+
+    def maps(self, tile: np.ndarray) -> list[np.ndarray]:
+        """Maps (h, w, C) over a tile (side, side, 3) uint8: their means over a window are its features."""
+        compiled = self._compiled(len(tile), maps=True) if self.device.type == "cpu" else None
+        if compiled is not None:
+            found = compiled(tile[None])
+        else:
+            image = _to(torch.from_numpy(np.array(tile))[None], self.device)
+            with torch.inference_mode(), _precision(self.device.type, half=self.half):
+                found = [one.float().cpu() for one in self.frozen(as_images(image), maps=True)]
+        return [one[0].permute(1, 2, 0).numpy() for one in found]
+
+    def pooled(self, means: np.ndarray) -> np.ndarray:
+        """Features (n, dim) float32 of the means of the maps over windows."""
+        return means.astype(np.float32)
+
+    def _compiled(self, side: int, *, maps: bool = False) -> Compiled | None:
+        key = side, maps
+        with _compiling:
+            if key not in self.compiled:
+                self.compiled[key] = compile_where_installed(_FromPixels(self.frozen, maps), side, half=self.half)
+            return self.compiled[key]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is compiled for this process."""
@@ -109,14 +134,15 @@ class TorchEncoder:
 
 
 class _FromPixels(nn.Module):
-    """A trunk that takes patches (n, side, side, 3) uint8."""
+    """A trunk that takes patches (n, side, side, 3) uint8, to features or to maps."""
 
-    def __init__(self, trunk: Trunk) -> None:
+    def __init__(self, trunk: Trunk, maps: bool) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.to_maps = trunk, maps
 
-    def forward(self, patches: Tensor) -> Tensor:
-        found: Tensor = self.trunk(as_images(patches))
+    def forward(self, patches: Tensor) -> Tensor | tuple[Tensor, ...]:
+        images = as_images(patches)
+        found: Tensor = self.trunk(images, maps=True) if self.to_maps else self.trunk(images)
         return found
 
 
@@ -130,6 +156,7 @@ def _to(patches: Tensor, device: torch.device) -> Tensor:
     return patches.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else patches.to(device)
 
 
+_compiling = Lock()
 _gpu = Lock()  # what cuDNN may round is set for the whole process
 
 

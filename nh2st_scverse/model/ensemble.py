@@ -12,6 +12,7 @@ import torch
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Run
 from nh2st_scverse.data.folds import Fold, make_folds
+from nh2st_scverse.data.inputs import sight_um
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._torch import trunk_of
 from nh2st_scverse.model.card import Card
@@ -56,7 +57,7 @@ def fit(data: Data, config: Config, card: Card, run: Run, encoder: Encoder, *, n
     assert data.targets is not None
     folds = make_folds(
         data.sections,
-        field_um=card.patch_um * max(config.fields),
+        field_um=sight_um(config, card.patch_um),
         max_folds=config.n_members,
         seed=run.seed,
         strict=False,

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 Preset = Literal["default", "paper"]
 Orientations = Literal[1, 2, 4, 8]
+Maps = Literal["none", "wide", "all"]
 Stain = Literal["none", "reinhard", "macenko", "vahadane"]
 Standardise = Literal["section", "none"]
 Library = Literal["genome", "panel"]
@@ -25,6 +26,7 @@ class Settings(TypedDict, total=False):
     fine_tune: bool
     fields: tuple[float, ...]
     orientations: Orientations
+    maps: Maps
     stain: Stain
     standardise: Standardise
     n_components: int | None
@@ -100,6 +102,11 @@ class Config:
     )
     orientations: Orientations = _setting(
         1, "of each patch, whose features are averaged: 2 or 4 quarter turns; 8: mirrored too"
+    )
+    maps: Maps = _setting(
+        "none",
+        "which fields of view are pooled from maps of the tissue, encoded once for all places: those of 2 patches or "
+        "more, or all (for dense maps); else each spot has its own patches",
     )
     stain: Stain = _setting("none", "give sections the colours of the training sections, by this method")
     standardise: Standardise = _setting(
@@ -233,7 +240,7 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """Settings from :meth:`to_dict`."""
         # of models that were saved before there were these
-        before = {"landmarks": None, "rank": None, "kernel": "gaussian", "fallback": False}
+        before = {"landmarks": None, "rank": None, "kernel": "gaussian", "fallback": False, "maps": "none"}
         known = {k: v for k, v in {**before, **values}.items() if k != "name"}
         return replace(cls.preset(**known), name=values["name"])
 

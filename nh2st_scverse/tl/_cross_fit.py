@@ -34,11 +34,11 @@ from nh2st_scverse.tl._setup import (
     card_for,
     check_place,
     choose_encoder,
-    fields_that_fit,
     outer_folds,
     recipe_for,
     rows_of,
     see,
+    sight_that_fits,
 )
 from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.trust import Residuals
@@ -148,8 +148,7 @@ def cross_fit(
     cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, layer=layer)
     check_apart(cohort, layer)
     check_place(sdata, cohort.samples[0].table, key_added, table_added)
-    if "fields" not in settings:
-        config = fields_that_fit(cohort.sections, config, cohort.patch_um, seed)
+    config = sight_that_fits(cohort.sections, config, cohort.patch_um, seed, settings)
     folds = outer_folds(cohort.sections, config, cohort.patch_um, seed)
     _warn_small(cohort, folds[0])
     counts = Counts.of(cohort, layer)

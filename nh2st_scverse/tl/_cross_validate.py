@@ -29,7 +29,7 @@ from nh2st_scverse.nn.config import Preset, Settings, settings_docs
 from nh2st_scverse.tl import _baselines
 from nh2st_scverse.tl._cross_fit import fit_fold
 from nh2st_scverse.tl._evaluate import ceilings, log_totals
-from nh2st_scverse.tl._setup import choose_encoder, fields_that_fit, outer_folds, recipe_for, see
+from nh2st_scverse.tl._setup import choose_encoder, outer_folds, recipe_for, see, sight_that_fits
 from nh2st_scverse.tl._splits import outer_groups
 from nh2st_scverse.train.data import Data
 
@@ -150,8 +150,7 @@ def cross_validate(
     # groups that share a fold are one group for the outer split; inside a fold they are groups of their own
     shared = outer_groups([section.group for section in cohort.sections], folds, fold_seed)
     outer = [replace(section, group=group) for section, group in zip(cohort.sections, shared, strict=True)]
-    if "fields" not in settings:
-        config = fields_that_fit(outer, config, cohort.patch_um, seed)
+    config = sight_that_fits(outer, config, cohort.patch_um, seed, settings)
     outside = outer_folds(outer, config, cohort.patch_um, seed)
     counts = Counts.of(cohort, layer)
     rows = []

@@ -291,7 +291,7 @@ def _see(cohort: Cohort, model: NH2ST, encoder: Encoder | None, kept: KeptFeatur
     config = model.config
     if encoder is None:
         return cut_patches(cohort, model.patch_um, model.patch_px, model.stain)
-    recipe = Recipe(encoder, model.patch_um, config.fields, config.orientations, model.stain)
+    recipe = Recipe(encoder, model.patch_um, config.fields, config.orientations, model.stain, config.maps)
     return encode(cohort, recipe, kept, Encoding(run.progress, run.cache_dir, run.client))
 
 

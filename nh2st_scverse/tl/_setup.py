@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from nh2st_scverse._validators import check_name
 from nh2st_scverse.data.checks import marks
 from nh2st_scverse.data.cohort import Cohort
 from nh2st_scverse.data.folds import Fold, Spots, make_folds
-from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patches, encode
+from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patches, encode, sight_um
 from nh2st_scverse.data.patches import overhang
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.data.stain import fit_reference
@@ -42,7 +42,7 @@ def recipe_for(cohort: Cohort, config: Config, encoder: Encoder, train: Spots | 
     if config.stain != "none":
         chosen = cohort.sections if train is None else [cohort.sections[i] for i, _ in train]
         stain = fit_reference(chosen, config.stain)
-    return Recipe(encoder, cohort.patch_um, config.fields, config.orientations, stain)
+    return Recipe(encoder, cohort.patch_um, config.fields, config.orientations, stain, config.maps)
 
 
 def see(cohort: Cohort, recipe: Recipe, config: Config, kept: KeptFeatures, run: Run) -> tuple[np.ndarray, ...]:
@@ -106,15 +106,22 @@ def border(cohort: Cohort, config: Config) -> np.ndarray:
 
 def outer_folds(sections: Sequence[Section], config: Config, patch_um: float, seed: int) -> list[Fold]:
     """Folds that are predicted by models trained without them."""
-    return make_folds(sections, field_um=patch_um * max(config.fields), seed=seed)
+    return make_folds(sections, field_um=sight_um(config, patch_um), seed=seed)
 
 
-def fields_that_fit(sections: Sequence[Section], config: Config, patch_um: float, seed: int) -> Config:
-    """Leave out the widest fields of view where their margin round a held-out block takes too much tissue.
+def sight_that_fits(
+    sections: Sequence[Section], config: Config, patch_um: float, seed: int, chosen: Container[str]
+) -> Config:
+    """Where blocks of a group are held out, each spot has its own patches, and no fields that take too much tissue.
 
-    For fields that the user did not choose. Where whole groups are held out there is no margin.
+    Maps see beyond the window of a spot, and the margin round a held-out block of the widest fields of view may leave
+    too little to train on. What the user chose stays. Where whole groups are held out there is no margin.
     """
     if len({section.group for section in sections}) > 1:
+        return config
+    if "maps" not in chosen:
+        config = replace(config, maps="none")
+    if "fields" in chosen:
         return config
     wanted = config.fields
     enough = SHARE_LEFT * _fewest_left(sections, replace(config, fields=(min(wanted),)), patch_um, seed)

@@ -20,7 +20,7 @@ from nh2st_scverse.model import NH2ST
 from nh2st_scverse.model.ensemble import fit
 from nh2st_scverse.nn import Config
 from nh2st_scverse.nn.config import Preset, Settings, settings_docs
-from nh2st_scverse.tl._setup import card_for, choose_encoder, fields_that_fit, recipe_for, see
+from nh2st_scverse.tl._setup import card_for, choose_encoder, recipe_for, see, sight_that_fits
 from nh2st_scverse.train.data import Data
 
 
@@ -148,8 +148,7 @@ def train(
     used = choose_encoder(config, encoder, device)
     cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, layer=layer)
     check_apart(cohort, layer)
-    if "fields" not in settings:
-        config = fields_that_fit(cohort.sections, config, cohort.patch_um, seed)
+    config = sight_that_fits(cohort.sections, config, cohort.patch_um, seed, settings)
     counts = Counts.of(cohort, layer)
     panel = choose_panel(counts, genes, n_genes)
     targets = measure(counts, panel, library=config.library, smoothed=config.smooth)

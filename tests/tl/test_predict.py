@@ -21,7 +21,7 @@ from nh2st_scverse.data.expression import measured
 from nh2st_scverse.data.targets import Counts, choose_panel
 from nh2st_scverse.metrics import pearson
 from nh2st_scverse.nn import Config
-from nh2st_scverse.tl._setup import fields_that_fit, outer_folds
+from nh2st_scverse.tl._setup import outer_folds, sight_that_fits
 
 WRITTEN = {
     "table.layers.nh2st",
@@ -401,9 +401,10 @@ def test_wide_fields_are_left_out_where_their_margin_takes_too_much_of_a_section
     two: SpatialData, quick: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     cohort = collect(two)
-    assert fields_that_fit(cohort.sections, Config(), cohort.patch_um, 0) == Config()  # whole sections are held out
+    assert sight_that_fits(cohort.sections, Config(), cohort.patch_um, 0, ()) == Config()  # whole sections are held out
     alone = collect(two, groups=["same"] * 2).sections
-    found = fields_that_fit(alone, Config(), cohort.patch_um, 0)
+    found = sight_that_fits(alone, Config(maps="all"), cohort.patch_um, 0, ())
+    assert found.maps == "none"  # they see beyond their window
     assert found.fields == Config().fields[: len(found.fields)] and len(found.fields) < len(Config().fields)
 
     def left(*fields: float) -> int:

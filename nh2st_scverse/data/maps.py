@@ -1,0 +1,165 @@
+"""Features of places from maps of the whole tissue: every tile is encoded once, however many places look at it.
+
+A convolutional network says nearly the same of a window whether it sees the window alone or the tissue around it too.
+So its maps are computed tile by tile, and what a place sees is their mean over its window, exactly: cells at the edge
+count by the share that lies inside. The tiles of a field of view lie alike on an image for all places, so a place has
+the same features among few others or many.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import dask
+import numpy as np
+from PIL import Image
+from scipy import sparse
+
+from nh2st_scverse._threads import in_workers
+from nh2st_scverse.data.cluster import on_cluster
+from nh2st_scverse.data.geometry import Geometry
+from nh2st_scverse.data.patches import Pixels, ahead, best_level
+from nh2st_scverse.encoders import Encoder
+
+# In sides of the field of view: 672 px with a margin of 64 where an encoder sees 224.
+TILE = 3.0
+MARGIN = 2 / 7  # of a tile, on each side, which is encoded and belongs to the tiles beside it
+CORE = TILE - 2 * MARGIN
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A square of an image, and the parts of windows that lie in its core."""
+
+    level: int  # of the image
+    corner: np.ndarray  # (2,) x, y in pixels of the level
+    side: float  # in pixels of the level
+    windows: np.ndarray  # (m, 4) left, top, right, bottom, as shares of its side
+    groups: tuple[tuple[int, int], ...]  # which places the windows are of: group, and number of its places
+
+
+def encode_maps(
+    geometry: Geometry, encoder: Encoder, places: np.ndarray, *, field_um: float, client: Any = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features of places (n,), positions in the geometry, at one field of view; some places at a time.
+
+    What is in memory depends neither on the size of the image nor on the number of places.
+
+    Yields
+    ------
+    (m,) places, and (m, dim) float32.
+    """
+    members, tiles = lay_tiles(geometry, places, field_um=field_um, size_px=encoder.input_size)
+    waiting: dict[int, Any] = {}  # sums of groups of places that lie in several tiles
+    lacking = [0] * len(members)
+    for tile in tiles:
+        for group, _ in tile.groups:
+            lacking[group] += 1
+    given = geometry, encoder
+    found = _here(*given, tiles) if client is None else on_cluster(_alone, given, tiles, client)
+    for i, sums in found:
+        start = 0
+        for group, n in tiles[i].groups:
+            waiting[group] = waiting.get(group, 0) + sums[start : start + n]
+            start += n
+            lacking[group] -= 1
+            if not lacking[group]:
+                yield members[group], encoder.pooled(waiting.pop(group))  # type: ignore[attr-defined]
+
+
+def lay_tiles(
+    geometry: Geometry, places: np.ndarray, *, field_um: float, size_px: int
+) -> tuple[list[np.ndarray], list[Tile]]:
+    """The tiles under the windows of some places, column by column, and the groups of places that lie in the same ones."""
+    level = best_level(geometry, field_um, size_px)
+    number = next(i for i, one in enumerate(geometry.levels) if one is level)
+    field = field_um / level.microns_per_pixel
+    centres = geometry.pixels(number)[places] / field  # (n, 2) in sides
+    low, high = centres - 0.5, centres + 0.5
+    first, last = np.floor(low / CORE).astype(int), np.ceil(high / CORE).astype(int) - 1  # tiles
+    spans, group = np.unique(np.hstack([first, last]), axis=0, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(group.ravel()))[:-1]) if len(order) else []
+    under: dict[tuple[int, int], list[int]] = defaultdict(list)  # groups of each tile, by its column and row
+    for i, (x0, y0, x1, y1) in enumerate(spans.tolist()):
+        for at in product(range(x0, x1 + 1), range(y0, y1 + 1)):
+            under[at].append(i)
+    tiles = []
+    for (column, row), groups in sorted(under.items()):  # as batches of patches lie: what is done is whole batches
+        start = np.array([column, row]) * CORE  # of the core
+        some = np.concatenate([members[i] for i in groups])
+        inside = np.hstack([np.maximum(low[some], start), np.minimum(high[some], start + CORE)])
+        windows = (inside - np.tile(start - MARGIN, 2)) / TILE
+        sizes = tuple((i, len(members[i])) for i in groups)
+        tiles.append(Tile(number, (start - MARGIN) * field, TILE * field, windows, sizes))
+    return [places[some] for some in members], tiles
+
+
+def window_means(values: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """The part (m, C) of the means over windows that a map (h, w, C) over a tile gives.
+
+    Windows (m, 4) are left, top, right, bottom, as shares of the tile. Sums over any box are differences of sums from
+    the corner, linear between the edges of cells: 16 numbers of the map for each window.
+    """
+    h, w, n = values.shape
+    sums = np.zeros((h + 1, w + 1, n))
+    sums[1:, 1:] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+    at, weight = zip(*(_edges(windows[:, i::2], size) for i, size in ((0, w), (1, h))), strict=True)
+    columns = (at[1][:, :, None] * (w + 1) + at[0][:, None, :]).reshape(len(windows), 16)
+    weights = (weight[1][:, :, None] * weight[0][:, None, :]).reshape(len(windows), 16)
+    starts = np.arange(0, columns.size + 1, 16)
+    chosen = sparse.csr_array((weights.ravel(), columns.ravel(), starts), shape=(len(windows), (h + 1) * (w + 1)))
+    return np.asarray(chosen @ sums.reshape(-1, n)) * (TILE**2 / (h * w))
+
+
+def _edges(sides: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Edges of cells beside the two sides of a window (m, 2), shares of a map of `size` cells: (m, 4), and weights."""
+    place = sides * size
+    below = np.clip(np.floor(place).astype(int), 0, size - 1)
+    share = place - below
+    weights = np.stack([share[:, 0] - 1, -share[:, 0], 1 - share[:, 1], share[:, 1]], axis=1)
+    return np.stack([below[:, 0], below[:, 0] + 1, below[:, 1], below[:, 1] + 1], axis=1), weights
+
+
+def _here(geometry: Geometry, encoder: Encoder, tiles: Sequence[Tile]) -> Iterator[tuple[int, np.ndarray]]:
+    """Encode tiles in this process: pixels are read by a thread while workers encode those before."""
+    if not tiles:
+        return
+    corner, side = zip(*(_whole(tile) for tile in tiles), strict=True)
+    pixels = Pixels(geometry.levels[tiles[0].level].array, [(c[None], side[0]) for c in corner])
+
+    def read() -> Iterator[tuple[Tile, np.ndarray]]:
+        for tile, at in zip(tiles, corner, strict=True):
+            with pixels.load(at[None], side[0]) as window:
+                pixel = window(0)
+            yield tile, pixel
+
+    yield from enumerate(in_workers(lambda job: _pool(encoder, *job), ahead(read())))
+
+
+def _alone(geometry: Geometry, encoder: Encoder, tile: Tile) -> np.ndarray:
+    """Encode one tile on a worker of a cluster."""
+    corner, side = _whole(tile)
+    with dask.config.set(scheduler="synchronous"):  # a task that waits for tasks would wait for its own worker
+        image = geometry.levels[tile.level].array
+        with Pixels(image, [(corner[None], side)]).load(corner[None], side) as window:
+            return _pool(encoder, tile, window(0))
+
+
+def _whole(tile: Tile) -> tuple[np.ndarray, int]:
+    """Whole pixels under a tile: their corner and side."""
+    return np.floor(tile.corner).astype(int), int(np.ceil(tile.side)) + 1
+
+
+def _pool(encoder: Encoder, tile: Tile, pixels: np.ndarray) -> np.ndarray:
+    """The parts of the means over windows that lie in a tile: (m, channels of all maps)."""
+    left, top = (tile.corner - np.floor(tile.corner)).tolist()
+    box = left, top, left + tile.side, top + tile.side
+    size = round(TILE * encoder.input_size)
+    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box)
+    maps: Callable[[np.ndarray], list[np.ndarray]] = encoder.maps  # type: ignore[attr-defined]
+    return np.concatenate([window_means(one, tile.windows) for one in maps(np.asarray(image))], axis=1)
