@@ -74,7 +74,7 @@ def encode_maps(
 def lay_tiles(
     geometry: Geometry, places: np.ndarray, *, field_um: float, size_px: int
 ) -> tuple[list[np.ndarray], list[Tile]]:
-    """The tiles under the windows of some places, column by column, and the groups of places that lie in the same ones."""
+    """The tiles under the windows of places, column by column, and the groups of places that lie in the same ones."""
     level = best_level(geometry, field_um, size_px)
     number = next(i for i, one in enumerate(geometry.levels) if one is level)
     field = field_um / level.microns_per_pixel
