@@ -651,7 +651,7 @@ ROWS |= {
         "resolution to be a number",
     ),
     "biology: seed None": (lambda w: nh.tl.biology(w.done, seed=None), TypeError, "seed to be a whole number"),
-    "validate: folds text": (lambda w: w.validate(folds="none"), ValueError, "folds to be one of"),
+    "validate: folds text": (lambda w: w.validate(folds="none"), ValueError, "folds to be None, a number"),
     "validate: folds one": (lambda w: w.validate(folds=1), ValueError, "folds to be"),
     "validate: folds half": (lambda w: w.validate(folds=1.5), ValueError, "folds to be"),
     "validate: fold_seed None": (lambda w: w.validate(folds=2, fold_seed=None), TypeError, "seed to be a whole number"),

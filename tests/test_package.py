@@ -36,8 +36,8 @@ ROWS = (
     ("__main__", "cli"),
 )
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
-# Within a row: the private modules use each other, tools check their input with pp, and a report draws.
-SIDEWAYS = {(a, b) for a in ROWS[0] for b in ROWS[0]} | {("tl", "pp"), ("tl", "pl")}
+# Within a row: the private modules use each other, tools check with pp, a report draws, io reads what was published.
+SIDEWAYS = {(a, b) for a in ROWS[0] for b in ROWS[0]} | {("tl", "pp"), ("tl", "pl"), ("datasets", "io")}
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
 import geopandas as gpd
@@ -134,11 +133,10 @@ def _table(root: Path) -> pd.DataFrame:
 
 
 def _sample(root: Path, name: str, table: pd.DataFrame) -> SpatialData:
-    row: dict[str, Any] = {}
-    if name in table.index:
-        row = {key: value for key, value in table.loc[name].items() if pd.notna(value)}
+    row = table.loc[name].dropna() if name in table.index else pd.Series(dtype=object)
     path = root / "metadata" / f"{name}.json"
-    about = row | (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    stated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    about = pd.Series({**row.to_dict(), **stated}, dtype=object)
     adata = ad.read_h5ad(root / "st" / f"{name}.h5ad")
     said = [KNOWN[name]] if name in KNOWN else []
     said += _mend_names(adata, name)
@@ -175,7 +173,7 @@ def _mend_names(adata: AnnData, name: str) -> list[str]:
     ]
 
 
-def _scale(adata: AnnData, name: str, about: Mapping[str, Any]) -> tuple[float, float, list[str]]:
+def _scale(adata: AnnData, name: str, about: pd.Series) -> tuple[float, float, list[str]]:
     """µm per pixel, width of a spot in µm, and what is doubtful about them."""
     stated = about.get("pixel_size_um_estimated", about.get("pixel_size_um_embedded"))
     stated = float(stated) if stated is not None and float(stated) > 0 else None
@@ -228,7 +226,7 @@ def _pitch_px(adata: AnnData, xy: np.ndarray, *, square: bool) -> float:
     return spacing(xy)
 
 
-def _patient(name: str, row: Mapping[str, Any]) -> str:
+def _patient(name: str, row: pd.Series) -> str:
     stated = str(row.get("patient", "")).strip()
     return PATIENTS.get(name) or stated or UNKNOWN
 

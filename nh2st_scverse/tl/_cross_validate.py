@@ -39,7 +39,7 @@ def cross_validate(
     sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     groups: str | Sequence[str] | Mapping[str, str] | None = None,
-    folds: int | str | None = None,
+    folds: int | Sequence[Sequence[str]] | None = None,
     fold_seed: int = 0,
     baselines: Iterable[str] = ("mean", "knn", "ridge", "mlp"),
     genes: Panel | Sequence[str] = "highest_mean",
@@ -72,11 +72,10 @@ def cross_validate(
     sdata, groups, genes, n_genes, preset, encoder, patch_um
         As in :func:`train`.
     folds
-        None leaves each group out once. A number shuffles the groups into so many folds. A name takes a published
-        split: ``"stnet"`` (23 patients in 8 folds), ``"skin"`` (each of 4 patients), ``"pcw"`` (each of 3 ages),
-        ``"mouse"`` (slides in 4 folds), ``"int"`` (slides in 8 folds), ``"zen"`` (10 slides in 3 folds).
+        None leaves each group out once; a number shuffles the groups into so many folds; a list names the groups of
+        each fold, as ``nh.datasets.paper(...).folds`` does for published splits.
     fold_seed
-        Which groups share a fold; a published split has its own.
+        Which groups share a fold, where `folds` is a number.
     baselines
         ``"mean"``; ``"ridge"``, ``"knn"``, ``"mlp"`` on principal components of the features; ``"retrieval"`` (as
         BLEEP: mean of the training spots whose expression is nearest in a contrastive space). They see the features of

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nh2st_scverse.tl._splits import SPLITS, outer_groups
+from nh2st_scverse.tl._splits import outer_groups
 
 
 def test_each_group_on_its_own_by_default() -> None:
@@ -23,31 +23,16 @@ def test_a_number_shuffles_groups_into_folds() -> None:
     )
 
 
-def test_published_splits() -> None:
-    patients = [f"{i:02}" for i in range(23)]
-    found = outer_groups(patients, "stnet", 0)
-    assert sorted(len(label.split(", ")) for label in set(found)) == [2] + [3] * 7
-    assert found == outer_groups(patients, "stnet", 5)  # has its own seed
-    assert found == outer_groups(patients, 8, 2021)
-    assert outer_groups(["P2", "P5", "P9", "P10"], "skin", 0) == ["P2", "P5", "P9", "P10"]
-    assert len(set(outer_groups([f"ZEN{i}" for i in range(40, 50)], "zen", 0))) == 3
-    assert {name: split.n_folds for name, split in SPLITS.items()} == {
-        "stnet": 8,
-        "skin": 4,
-        "pcw": 3,
-        "mouse": 4,
-        "int": 8,
-        "zen": 3,
-    }
+def test_folds_that_are_given() -> None:
+    assert outer_groups(["a", "b", "c", "a"], [["a", "c"], ["b"]], 0) == ["a, c", "b", "a, c", "a, c"]
 
 
 def test_groups_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"Expected 23 groups \(one for each patient\).*'stnet', found 3: \['a'"):
-        outer_groups(["a", "b", "c"], "stnet", 0)
-    with pytest.raises(ValueError, match=r"Expected at least 8 groups \(one for each slide\)"):
-        outer_groups(["a", "b", "c"], "int", 0)
-    with pytest.raises(ValueError, match=r"folds to be one of \['stnet', .*found 'her2st'"):
-        outer_groups(["a", "b", "c"], "her2st", 0)
+    for given in ([["a"], ["b"]], [["a", "b", "c"]], [["a", "b"], ["b", "c"]], [["a"], ["b"], ["d"]]):
+        with pytest.raises(ValueError, match=r"each of the groups \['a', 'b', 'c'\] once, found"):
+            outer_groups(["a", "b", "c"], given, 0)
+    with pytest.raises(ValueError, match=r"nh.datasets.paper\(...\).folds has them, found 'stnet'"):
+        outer_groups(["a", "b", "c"], "stnet", 0)  # type: ignore[arg-type]
     for folds in (1, 4, 2.0, True):
         with pytest.raises(ValueError, match=r"a number from 2 to that of the groups, which is 3.*found"):
             outer_groups(["a", "b", "c"], folds, 0)  # type: ignore[arg-type]
