@@ -45,8 +45,8 @@ try:
 except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
     __version__ = "0+unknown"
 
-# anndata says this of every array that is written to zarr
-warnings.filterwarnings("once", message="zarr v3 autosharding")
+# anndata says this of every array that is written to zarr, and a user can do nothing about it
+warnings.filterwarnings("ignore", message="zarr v3 autosharding")
 
 _PARTS = frozenset({"data", "datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "tl"})
 _NAMES = {"NH2ST": "model", "explore": "pl._explore"}
