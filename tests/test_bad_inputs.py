@@ -107,7 +107,7 @@ class World:
 
     def read(self, **given: Any) -> Any:
         """From an AnnData."""
-        given = {"image": self.tif, "microns_per_pixel": 1, "spot_diameter": 55} | given
+        given = {"image": self.tif, "microns_per_pixel": 2, "spot_diameter": 55} | given
         return nh.io.from_anndata(given.pop("adata", self.adata), given.pop("image"), **given)
 
 
@@ -147,7 +147,7 @@ def state(sdata: SpatialData) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def _world(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("inputs")
-    sdata = nh.datasets.synthetic(2, width_um=1000, n_genes=30)
+    sdata = nh.datasets.synthetic(2, width_um=1000, n_genes=30, microns_per_pixel=2)  # small pictures
     done = copied(sdata)
     model = nh.tl.train(done, encoder=Encoder(), **SMALL)
     nh.tl.predict_expression(done, model=model, encoder=Encoder(), progress=False, uncertainty=False)
@@ -243,6 +243,12 @@ def closed_client() -> Any:
         client = Client(cluster)
         client.close()
     return client
+
+
+def draw(w: World, which: tuple[str, str]) -> Any:
+    """Draw nothing, or a section without a prediction."""
+    name, what = which
+    return getattr(nh.pl, name)(w.sdata if what == "no prediction" else None)
 
 
 def given(call: Callable[[World, Any], Any], value: Any) -> Callable[[World], Any]:
@@ -804,6 +810,60 @@ ROWS |= {
     "check: patch text": (lambda w: nh.pp.check(w.sdata, patch_um="75"), ValueError, "patch_um to be"),
     "check: allow None": (lambda w: nh.pp.check(w.sdata, allow=None), ValueError, "allow to be among"),
     "check: a table that is not there": (lambda w: nh.pp.check(w.sdata, table_key="x"), None, ""),
+    # ------------------------------------------------------------------------------------------------------------- pl
+    **{
+        f"pl.{name}: {what}": (
+            given(draw, (name, what)),
+            kind,
+            message,
+        )
+        for name in ("expression", "scatter", "slide_map", "uncertainty", "spatially_variable", "neighbourhood")
+        for what, kind, message in (
+            ("None", TypeError, "SpatialData"),
+            ("no prediction", (KeyError, ValueError), "predict_expression|evaluate"),
+        )
+        if (name, what) != ("neighbourhood", "no prediction")
+    },
+    "pl.expression: unknown gene": (lambda w: nh.pl.expression(w.done, ["X"]), KeyError, r"\['X'\] are not"),
+    "pl.expression: a number": (lambda w: nh.pl.expression(w.done, 3), (TypeError, KeyError), "genes"),
+    "pl.expression: a set": (
+        lambda w: nh.pl.expression(w.done, set(w.model.genes[:2])),
+        TypeError,
+        "genes in an order",
+    ),
+    "pl.expression: no gene": (lambda w: nh.pl.expression(w.done, []), ValueError, "gene"),
+    "pl.expression: size": (lambda w: nh.pl.expression(w.done, size=0), ValueError, "size to be a number"),
+    "pl.expression: colours": (
+        lambda w: nh.pl.expression(w.done, w.model.genes[0], cmap="none"),
+        ValueError,
+        "cmap|none",
+    ),
+    "pl.scatter: columns": (lambda w: nh.pl.scatter(w.done, ncols=0), ValueError, "ncols to be"),
+    "pl.scatter: half a column": (lambda w: nh.pl.scatter(w.done, ncols=1.5), ValueError, "ncols to be"),
+    "pl.gene_scores: None": (lambda w: nh.pl.gene_scores(None), TypeError, "SpatialData"),
+    "pl.gene_scores: n_top": (lambda w: nh.pl.gene_scores(w.done, n_top=-1), ValueError, "n_top"),
+    "pl.history: None": (lambda w: nh.pl.history(None), TypeError, "history"),
+    "pl.benchmark: None": (lambda w: nh.pl.benchmark(None), TypeError, "cross_validate|scores"),
+    "pl.benchmark: metric": (lambda w: nh.pl.benchmark(w.scores, metric="x"), ValueError, "metric to be one of"),
+    "pl.clusters: no column": (lambda w: nh.pl.clusters(w.done, "a", "b"), KeyError, "'a'"),
+    "pl.neighbourhood: unknown spot": (
+        lambda w: nh.pl.neighbourhood(w.done, "X", model=w.model),
+        KeyError,
+        "'X'",
+    ),
+    "pl.check: patch": (lambda w: nh.pl.check(w.sdata, patch_um=-1), ValueError, "patch_um to be"),
+    "pl.check: seed": (lambda w: nh.pl.check(w.sdata, seed=-1), ValueError, "seed"),
+    "explore: unknown gene": (lambda w: nh.explore(w.done, "X"), KeyError, "'X'"),
+    "explore: colours": (lambda w: nh.explore(w.done, cmap="none"), ValueError, "cmap to be one of"),
+    "explore: None": (lambda w: nh.explore(None), TypeError, "SpatialData"),
+    "explore: no prediction": (lambda w: nh.explore(w.sdata), KeyError, "predict_expression"),
+    "modules: None": (lambda w: nh.tl.modules(None, {"a": ["b"]}), TypeError, "SpatialData"),
+    "load: the encoder of a frozen model": (
+        lambda w: nh.NH2ST.load(w.saved, encoder=w.encoder),
+        ValueError,
+        "was frozen and is no part of it",
+    ),
+    "layer: not there": (lambda w: w.predict(layer="x"), KeyError, "layer='x' is not there"),
 }
 
 

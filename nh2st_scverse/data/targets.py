@@ -11,9 +11,19 @@ import numpy as np
 
 from nh2st_scverse._constants import LOG_UNIT
 from nh2st_scverse._logging import logger
+from nh2st_scverse._validators import as_genes, check_one_of
 from nh2st_scverse.data.checks import in_tissue
 from nh2st_scverse.data.cohort import Cohort, Sample
-from nh2st_scverse.data.expression import choose_genes, expression, is_logged, log_normalise, matrix, smooth, to_dense
+from nh2st_scverse.data.expression import (
+    PANELS,
+    choose_genes,
+    expression,
+    is_logged,
+    log_normalise,
+    matrix,
+    smooth,
+    to_dense,
+)
 from nh2st_scverse.data.folds import Spots
 from nh2st_scverse.data.geometry import is_hexagonal
 from nh2st_scverse.data.units import LOG, UNKNOWN_LOGS, Unit, rescale, unit_of
@@ -80,6 +90,17 @@ class Targets:
     trainable: tuple[np.ndarray, ...]  # (n_spots,) bool: on the image, and not empty of counts
 
 
+def check_panel(genes: Any, n_genes: Any) -> None:
+    """Raise TypeError or ValueError for what cannot name or choose a panel, before anything is read."""
+    whole = isinstance(n_genes, int | np.integer) and not isinstance(n_genes, bool)
+    if n_genes is not None and (not whole or n_genes < 1):
+        raise ValueError(f"Expected n_genes to be at least 1, or None for all genes, found {n_genes!r}.")
+    if isinstance(genes, str):
+        check_one_of(genes, PANELS, argument="genes")
+    else:
+        as_genes(genes)
+
+
 def choose_panel(
     counts: Counts, genes: str | Sequence[str], n_genes: int | None, within: Sequence[Spots] | None = None
 ) -> list[str]:
@@ -101,9 +122,6 @@ def choose_panel(
     ValueError
         An empty panel, no gene in common, or listed genes that a section lacks.
     """
-    whole = isinstance(n_genes, int | np.integer) and not isinstance(n_genes, bool)
-    if n_genes is not None and (not whole or n_genes < 1):
-        raise ValueError(f"Expected n_genes to be at least 1, or None for all genes, found {n_genes!r}.")
     names = counts.names
     if not isinstance(genes, str):
         return choose_genes(counts.values, names, genes, None)

@@ -19,7 +19,7 @@ from nh2st_scverse.data.checks import low_scores, raise_or_log
 from nh2st_scverse.data.cohort import Cohort, check_apart, collect
 from nh2st_scverse.data.folds import Fold
 from nh2st_scverse.data.inputs import KeptFeatures, Recipe
-from nh2st_scverse.data.targets import Counts, Targets, choose_panel, measure
+from nh2st_scverse.data.targets import Counts, Targets, check_panel, choose_panel, measure
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._base import blocks_of
 from nh2st_scverse.metrics import pearson
@@ -144,6 +144,7 @@ def cross_fit(
         trainer_kwargs=trainer_kwargs,
     )
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
+    check_panel(genes, n_genes)
     used = choose_encoder(config, encoder, device)
     cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, layer=layer)
     check_apart(cohort, layer)

@@ -21,7 +21,7 @@ from nh2st_scverse.data.checks import low_scores, raise_or_log
 from nh2st_scverse.data.cohort import check_apart, collect
 from nh2st_scverse.data.inputs import KeptFeatures
 from nh2st_scverse.data.section import Section
-from nh2st_scverse.data.targets import Counts, choose_panel, measure
+from nh2st_scverse.data.targets import Counts, check_panel, choose_panel, measure
 from nh2st_scverse.encoders import Encoder, get
 from nh2st_scverse.encoders._base import blocks_of
 from nh2st_scverse.nn import Config
@@ -134,6 +134,7 @@ def cross_validate(
         trainer_kwargs=trainer_kwargs,
     )
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
+    check_panel(genes, n_genes)
     listed = [baselines] if isinstance(baselines, str) else baselines
     wanted = list(dict.fromkeys(as_sequence(listed, argument="baselines")))
     fold_seed = as_seed(fold_seed)

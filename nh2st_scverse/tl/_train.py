@@ -13,7 +13,7 @@ from nh2st_scverse._options import Elements, Panel, Run
 from nh2st_scverse.data.checks import low_scores, raise_or_log
 from nh2st_scverse.data.cohort import check_apart, collect
 from nh2st_scverse.data.inputs import KeptFeatures
-from nh2st_scverse.data.targets import Counts, choose_panel, measure
+from nh2st_scverse.data.targets import Counts, check_panel, choose_panel, measure
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._base import blocks_of
 from nh2st_scverse.model import NH2ST
@@ -145,6 +145,7 @@ def train(
         trainer_kwargs=trainer_kwargs,
     )
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
+    check_panel(genes, n_genes)
     used = choose_encoder(config, encoder, device)
     cohort = collect(sdata, elements, groups=groups, patch_um=patch_um, n_nodes=config.n_nodes, layer=layer)
     check_apart(cohort, layer)
