@@ -855,6 +855,7 @@ ROWS |= {
     "pl.check: seed": (lambda w: nh.pl.check(w.sdata, seed=-1), ValueError, "seed"),
     "explore: unknown gene": (lambda w: nh.explore(w.done, "X"), KeyError, "'X'"),
     "explore: colours": (lambda w: nh.explore(w.done, cmap="none"), ValueError, "cmap to be one of"),
+    "pl.slide_map: colours": (lambda w: nh.pl.slide_map(w.done, cmap="none"), ValueError, "cmap|grid|touch"),
     "explore: None": (lambda w: nh.explore(None), TypeError, "SpatialData"),
     "explore: no prediction": (lambda w: nh.explore(w.sdata), KeyError, "predict_expression"),
     "modules: None": (lambda w: nh.tl.modules(None, {"a": ["b"]}), TypeError, "SpatialData"),

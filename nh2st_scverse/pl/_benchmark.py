@@ -87,6 +87,8 @@ def benchmark(
     >>> scores = nh.tl.cross_validate(sdata, baselines=["ridge"], n_genes=20, max_epochs=3, progress=False)
     >>> nh.pl.benchmark(scores)
     """
+    if not isinstance(scores, pd.DataFrame):
+        raise TypeError(f"Expected the scores of nh.tl.cross_validate(...), found {type(scores).__name__}.")
     wanted = ["fold", "section", "method", "gene", "metric", "value"]
     lacking = [name for name in wanted if name not in scores]
     if lacking:

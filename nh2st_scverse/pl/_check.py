@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from spatialdata import SpatialData
 
-from nh2st_scverse._options import Elements
+from nh2st_scverse._options import Elements, as_seed
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.cohort import patch_size
 from nh2st_scverse.data.patches import iter_patches
@@ -97,6 +97,7 @@ def check(
         "image_key": image_key,
         "microns_per_pixel": microns_per_pixel,
     }
+    seed = as_seed(seed)
     sections = locate_sections(sdata, Elements.of(**keys))  # type: ignore[arg-type]
     drawn = pictures(sdata, **keys)  # type: ignore[arg-type]
     side_um = patch_size(sections) if patch_um is None else patch_um

@@ -21,6 +21,7 @@ from nh2st_scverse.data.units import measure
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
     Picture,
+    colour_map,
     draw_image,
     draw_scale_bar,
     draw_spots,
@@ -155,7 +156,7 @@ def expression(
         image_key=image_key,
         microns_per_pixel=microns_per_pixel,
     )
-    colours = (mpl.colormaps[cmap] if isinstance(cmap, str) else cmap).with_extremes(bad=NOT_KNOWN)
+    colours = colour_map(cmap, NOT_KNOWN)
     signed = mpl.colormaps["RdBu_r"].with_extremes(bad=NOT_KNOWN)
     bars = 0.8 * ((1 if shared else len(columns)) + difference)
     n_columns = 1 + len(columns) + difference

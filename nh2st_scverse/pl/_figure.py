@@ -8,10 +8,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection, EllipseCollection, PolyCollection
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -20,6 +22,7 @@ from matplotlib.textpath import TextPath
 from spatialdata import SpatialData
 
 from nh2st_scverse._options import Elements
+from nh2st_scverse._validators import check_one_of
 from nh2st_scverse.data.geometry import Geometry, apply_affine
 from nh2st_scverse.data.patches import read_pixels
 from nh2st_scverse.data.section import Section, locate_sections
@@ -229,6 +232,14 @@ def draw_scale_bar(ax: Axes, picture: Picture) -> None:
         fontsize="small",
         path_effects=[withStroke(linewidth=3, foreground="white")],
     )
+
+
+def colour_map(cmap: str | Colormap, bad: Any) -> Colormap:
+    """A colour map by its name or as it is, with the colour of what is not known; ValueError for an unknown name."""
+    if not isinstance(cmap, Colormap):
+        check_one_of(cmap, list(mpl.colormaps), argument="cmap")
+        cmap = mpl.colormaps[cmap]
+    return cmap.with_extremes(bad=bad)
 
 
 def draw_title(ax: Axes, text: str, *, inches: float = PANEL_INCHES, fontsize: str | None = None) -> None:

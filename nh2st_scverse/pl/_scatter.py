@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
-from nh2st_scverse._validators import check_positive
+from nh2st_scverse._validators import as_count, check_positive
 from nh2st_scverse.data.units import measure
 from nh2st_scverse.pl._expression import choose_genes, score_text
 from nh2st_scverse.pl._figure import draw_title, finish
@@ -92,7 +92,7 @@ def scatter(
     >>> nh.pl.scatter(sdata)
     """
     check_positive(size, argument="size")
-    check_positive(ncols, argument="ncols")
+    ncols = as_count(ncols, argument="ncols")
     table_key = find_prediction(sdata, key, table_key, recorded=False)
     table = sdata.tables[table_key]
     if key not in table.layers:
@@ -109,7 +109,7 @@ def scatter(
     names = list(dict.fromkeys(regions))
     palette = plt.get_cmap("tab10" if len(names) <= MOST_COLOURS else "tab20").colors  # type: ignore[attr-defined]
 
-    ncols = min(int(ncols), len(panel))
+    ncols = min(ncols, len(panel))
     n_rows = -(-len(panel) // ncols)
     fig, grid = plt.subplots(
         n_rows,

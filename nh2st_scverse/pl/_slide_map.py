@@ -21,6 +21,7 @@ from nh2st_scverse.pl._figure import (
     LONGEST_PX,
     NOT_KNOWN,
     Picture,
+    colour_map,
     draw_image,
     draw_scale_bar,
     draw_title,
@@ -142,7 +143,7 @@ def slide_map(
     )
     every = np.concatenate([picture.rows for picture in drawn])
     limits = [colour_limits([predicted[every, g]], vmin, vmax) for g in range(len(panel))]
-    colours = (mpl.colormaps[cmap] if isinstance(cmap, str) else cmap).with_extremes(bad=(0, 0, 0, 0))
+    colours = colour_map(cmap, (0, 0, 0, 0))
 
     n_panels = len(panel) + image
     ncols = min(ncols, n_panels)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import Colormap
 from spatialdata import SpatialData
@@ -16,6 +15,7 @@ from nh2st_scverse._validators import check_positive
 from nh2st_scverse.pl._expression import choose_genes, colour_limits, draw_colour_bar, draw_values, score_text
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
+    colour_map,
     draw_image,
     draw_scale_bar,
     draw_title,
@@ -115,12 +115,12 @@ def uncertainty(
     panel = choose_genes(table, prediction, key, genes)
     unit = prediction.unit
     columns = [
-        ("predicted", prediction.of(panel), unit, cmap),
-        ("standard deviation", prediction.std[:, prediction.at(panel)], unit, uncertainty_cmap),
+        ("predicted", prediction.of(panel), unit, colour_map(cmap, NOT_KNOWN)),
+        ("standard deviation", prediction.std[:, prediction.at(panel)], unit, colour_map(uncertainty_cmap, NOT_KNOWN)),
     ]
     if prediction.novelty is not None:
         novelty = prediction.novelty
-        columns.append(("novelty", np.repeat(novelty[:, None], len(panel), axis=1), NOVELTY, uncertainty_cmap))
+        columns.append(("novelty", np.repeat(novelty[:, None], len(panel), axis=1), NOVELTY, columns[1][3]))
     drawn = pictures(
         sdata, table_key=table_key, shapes_key=shapes_key, image_key=image_key, microns_per_pixel=microns_per_pixel
     )
@@ -134,11 +134,16 @@ def uncertainty(
             draw_scale_bar(ax[0], picture)
             draw_title(ax[0], f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
             for panel_ax, (title, values, label, colours) in zip(ax[1:], columns, strict=True):
-                found = (mpl.colormaps[colours] if isinstance(colours, str) else colours).with_extremes(bad=NOT_KNOWN)
                 text = {"predicted": f"{gene}{score_text(prediction, gene)}", "novelty": "novelty of the tissue"}
                 limits = _limits(title, values[every, g])
                 spots = draw_values(
-                    panel_ax, picture, values[picture.rows, g], text.get(title, f"{gene}  {title}"), limits, found, size
+                    panel_ax,
+                    picture,
+                    values[picture.rows, g],
+                    text.get(title, f"{gene}  {title}"),
+                    limits,
+                    colours,
+                    size,
                 )
                 draw_colour_bar(panel_ax, spots, values[every, g], label)
     finish(fig, save, dpi)
