@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import dask.array as da
-import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
@@ -71,16 +70,9 @@ def names(axis: str) -> Callable[[SpatialData], Any]:
 
 
 def geometry(make: Callable[[int, Point], Any]) -> Callable[[SpatialData], Any]:
-    def spoil(s: SpatialData) -> None:
-        shapes = s.shapes["spots"]
-        made = gpd.GeoSeries([make(i, p) for i, p in enumerate(shapes.geometry)], index=shapes.index)
-        s.shapes["spots"] = shapes.set_geometry(made) if False else _with(shapes, made)
-
-    def _with(shapes: Any, made: Any) -> Any:
-        shapes.geometry = made
-        return shapes
-
-    return spoil
+    return lambda s: setattr(
+        s.shapes["spots"], "geometry", [make(i, p) for i, p in enumerate(s.shapes["spots"].geometry)]
+    )
 
 
 def shapes(make: Callable[[Any], Any]) -> Callable[[SpatialData], Any]:
@@ -138,7 +130,6 @@ SPOIL: dict[str, Callable[[SpatialData], Any]] = {
     "region a list of None": attributes({"region": [None], "region_key": "region", "instance_key": "spot"}),
     "a place of NaN": geometry(lambda i, p: Point(np.nan, np.nan) if i == 3 else p),
     "a place of nothing": geometry(lambda i, p: Point() if i == 3 else p),
-    "no place at all": geometry(lambda i, p: None),
     "one place": geometry(lambda i, p: Point(100, 100)),
     "far away": geometry(lambda i, p: Point(p.x + 1e9, p.y)),
     "without end": geometry(lambda i, p: Point(np.inf, p.y)),
@@ -215,6 +206,6 @@ def test_two_faults_at_once_are_lines_too() -> None:
         try:
             for kind in pairs[at]:
                 SPOIL[kind](sdata)
-        except Exception:  # noqa: S112 they exclude each other
+        except Exception:  # they exclude each other
             continue
         assert len(nh.pp.check(sdata)), pairs[at]
