@@ -110,7 +110,7 @@ def read(source: Source, microns_per_pixel: float | None = None) -> SpatialData:
 class State:
     """What is known of the slides of a folder of results; on disk after every change."""
 
-    def __init__(self, out: Path, command: str, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, command: str, settings: dict[str, object]) -> None:
         self.path = out / STATE
         self.slides: dict[str, dict[str, Any]] = {}
         self.head = json.loads(json.dumps({"command": command, "settings": settings}))
@@ -160,7 +160,7 @@ def each(
     suffix: str,
     *,
     command: str,
-    settings: dict[str, Any],
+    settings: dict[str, object],
     job: Callable[[Source, Path], None],
     progress: bool = True,
 ) -> pd.DataFrame:
