@@ -64,8 +64,8 @@ def test_wrong_arguments(sdata):
         nh.pl.scatter(sdata, "nonsense")
     with pytest.raises(ValueError, match="empty list"):
         nh.pl.scatter(sdata, [])
-    for name in ("size", "ncols"):
-        with pytest.raises(ValueError, match=f"{name} to be a number above 0, found 0"):
+    for name, wanted in {"size": "a number above 0", "ncols": "a whole number of at least 1"}.items():
+        with pytest.raises(ValueError, match=f"{name} to be {wanted}, found 0"):
             nh.pl.scatter(sdata, **{name: 0})
     table = sdata["table"]
     genes = table.var["nh2st"].to_numpy()
