@@ -362,7 +362,7 @@ def test_wrong_genes(sdata):
         ({"shapes_key": "C2"}, KeyError, r"shapes_key='C2' is not there.*section_0_spots"),
         ({"image_key": "tif"}, KeyError, r"image_key='tif' is not there.*section_0_image"),
         ({"size": 0}, ValueError, "size to be a number above 0"),
-        ({"cmap": "rainbows"}, KeyError, "rainbows"),
+        ({"cmap": "rainbows"}, ValueError, "rainbows"),
     ],
 )
 def test_wrong_arguments(sdata, arguments, error, match):

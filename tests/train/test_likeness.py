@@ -67,9 +67,9 @@ def test_likeness_falls_with_the_alignment(
     assert likeness(member, spots) == pytest.approx(alike, abs=5e-3)
     there = [i for i in range(N) if i != 5]  # a spot without an image is not asked
     assert torch.equal(asked[0][0], spots.inputs[there]) and torch.equal(asked[0][1], member.variance)
-    spots.trainable[module.FEWEST + 1 :] = False
+    spots.trainable[module.FEWEST_SPOTS + 1 :] = False
     assert likeness(member, spots) == pytest.approx(alike, abs=5e-3)
-    spots.trainable[module.FEWEST :] = False
+    spots.trainable[module.FEWEST_SPOTS :] = False
     assert likeness(member, spots) == 1  # chance
     member.linear, spots.trainable[:] = None, True
     assert likeness(member, spots) == 1
