@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,20 @@ from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What is seen of every spot."""
+
+    patch_um: float  # side of a patch
+    fields: tuple[float, ...] = (1.0,)  # sides of the fields of view, in patches; their features follow each other
+    mapped: tuple[float, ...] = ()  # those whose features are taken from maps of the tissue, not from patches
+
+
 def encode_section(
     section: Section,
     encoder: Encoder,
     *,
-    patch_um: float,
-    fields: Sequence[float] = (1.0,),
-    mapped: Sequence[float] = (),
+    sight: Sight,
     progress: bool = True,
     cache: FeatureCache | None = None,
     client: Any = None,
@@ -43,12 +51,8 @@ def encode_section(
         Spots on their image.
     encoder
         Patches to features.
-    patch_um
-        Side of the patch in µm.
-    fields
-        Sides of the fields of view, in patches; their features stand one behind the other.
-    mapped
-        Those of them whose features are taken from maps of the tissue, not from a patch of each spot.
+    sight
+        Patch and fields of view.
     progress
         Show a progress bar.
     cache
@@ -67,6 +71,7 @@ def encode_section(
     ValueError
         The encoder returns another shape than it announces.
     """
+    patch_um, fields = sight.patch_um, sight.fields
     width = len(fields) * encoder.dim
     features = np.full((section.n_spots, width), np.nan, dtype=np.float32) if begun is None else begun
     some = batches(
@@ -74,7 +79,7 @@ def encode_section(
     )
     columns = [slice(i * encoder.dim, (i + 1) * encoder.dim) for i in range(len(fields))]
     todo = []  # batch and field
-    of_maps: dict[int, list[int]] = {field: [] for field, side in enumerate(fields) if side in mapped}  # batches
+    of_maps: dict[int, list[int]] = {field: [] for field, side in enumerate(fields) if side in sight.mapped}  # batches
     for at, spots in enumerate(some):
         for field in range(len(fields)):
             if begun is not None and np.isfinite(begun[spots, columns[field]]).all():

@@ -16,7 +16,7 @@ from anndata import AnnData
 from nh2st_scverse._constants import FEATURES
 from nh2st_scverse.data.cohort import Cohort, Sample
 from nh2st_scverse.data.feature_cache import FeatureCache
-from nh2st_scverse.data.features import encode_section, look_up
+from nh2st_scverse.data.features import Sight, encode_section, look_up
 from nh2st_scverse.data.maps import MARGIN
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches
 from nh2st_scverse.data.section import Section
@@ -211,9 +211,7 @@ def _encode(section: Section, encoder: Encoder, recipe: Recipe, mark: str, how: 
         return encode_section(
             section,
             encoder,
-            patch_um=recipe.patch_um,
-            fields=recipe.fields,
-            mapped=recipe.mapped,
+            sight=Sight(recipe.patch_um, recipe.fields, recipe.mapped),
             progress=how.progress,
             cache=None if how.cache_dir is None else _on_disk(section, encoder, recipe, mark, how.cache_dir),
             client=how.client,

@@ -37,7 +37,7 @@ from spatialdata.transformations import Identity, Scale
 import nh2st_scverse as nh
 from nh2st_scverse._options import Elements
 from nh2st_scverse.data.cohort import collect_places
-from nh2st_scverse.data.features import encode_section
+from nh2st_scverse.data.features import Sight, encode_section
 from nh2st_scverse.data.patches import batches, cut
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.io._image import CHUNK, pyramid
@@ -120,7 +120,7 @@ def ratio(path: Path, encoder: Any, n: int) -> dict[str, float]:
         work = [(spots, PATCH * field) for spots in some for field in FIELDS]
         patches = timed("cutting", lambda: list(cut(one.geometry, work, size_px=encoder.input_size)))  # noqa: B023
         timed("encoder", lambda: [encoder(batch) for batch in patches])  # noqa: B023
-        timed("path", lambda: encode_section(one, encoder, patch_um=PATCH, fields=FIELDS, progress=False))  # noqa: B023
+        timed("path", lambda: encode_section(one, encoder, sight=Sight(PATCH, FIELDS), progress=False))  # noqa: B023
         total += sum(map(len, patches))
     return {"patches": total} | {what: total / spent for what, spent in seconds.items()}
 

@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster
 from spatialdata import SpatialData, read_zarr
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.features import encode_section
+from nh2st_scverse.data.features import Sight, encode_section
 from nh2st_scverse.data.section import Section, locate_sections
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import this file
@@ -63,7 +63,7 @@ def section(sdata: SpatialData) -> Section:
 def test_a_cluster_encodes_the_same_even_when_it_loses_a_worker(
     client: Client, section: Section, tmp_path: Path
 ) -> None:
-    settings = {"patch_um": 75.0, "fields": (1.0, 2.5), "progress": False}
+    settings = {"sight": Sight(75.0, (1.0, 2.5)), "progress": False}
     expected = encode_section(section, Colours(), **settings)
     assert section.n_spots > 3 * 64  # several batches
     assert np.array_equal(encode_section(section, Colours(), client=client, **settings), expected)

@@ -13,11 +13,11 @@ from spatialdata.transformations import get_transformation
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.feature_cache import FeatureCache
-from nh2st_scverse.data.features import encode_section
+from nh2st_scverse.data.features import Sight, encode_section
 from nh2st_scverse.data.patches import ahead, batches, iter_patches
 from nh2st_scverse.data.section import Section, locate_sections
 
-SIZES = {"patch_um": 75.0, "fields": (1.0, 2.5), "progress": False}
+SIZES = {"sight": Sight(75.0, (1.0, 2.5)), "progress": False}
 
 
 class Colours:
@@ -83,7 +83,7 @@ def test_every_chunk_is_read_once_for_all_fields(section: Section, sdata: Spatia
     read.clear()
     found = encode_section(lone, Colours(), **SIZES)
     assert len(read) == len(set(read)) > 40
-    whole = encode_section(section, Colours(), patch_um=75.0, fields=(1.0,), progress=False)
+    whole = encode_section(section, Colours(), sight=Sight(75.0), progress=False)
     assert np.array_equal(found[:, :12], whole)
 
 

@@ -16,7 +16,7 @@ from spatialdata.transformations import Identity
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.feature_cache import FeatureCache
-from nh2st_scverse.data.features import encode_section
+from nh2st_scverse.data.features import Sight, encode_section
 from nh2st_scverse.data.geometry import Geometry, locate
 from nh2st_scverse.data.inputs import Recipe, sight_um
 from nh2st_scverse.data.maps import encode_maps, window_means
@@ -233,16 +233,16 @@ def section() -> Section:
 
 
 def test_fields_of_view_are_pooled_or_cut_as_asked(section: Section) -> None:
-    given: dict[str, Any] = {"patch_um": 75.0, "fields": (1.0, 2.5), "progress": False}
-    patches = encode_section(section, Pixels(), **given)
-    maps = encode_section(section, Pixels(), mapped=(1.0, 2.5), **given)
-    mixed = encode_section(section, Pixels(), mapped=(2.5,), **given)
+    patches, maps, mixed = (
+        encode_section(section, Pixels(), sight=Sight(75.0, (1.0, 2.5), mapped), progress=False)
+        for mapped in ((), (1.0, 2.5), (2.5,))
+    )
     assert np.array_equal(mixed, np.hstack([patches[:, :3], maps[:, 3:]]))
     assert not np.array_equal(patches, maps) and np.corrcoef(patches.ravel(), maps.ravel())[0, 1] > 0.99
 
 
 def test_interrupted_maps_go_on_in_a_process_and_on_disk(section: Section, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"patch_um": 30.0, "fields": (1.0,), "mapped": (1.0,), "progress": False}
+    given: dict[str, Any] = {"sight": Sight(30.0, mapped=(1.0,)), "progress": False}
     about = {"section": "s", "mark": "m", "n_patches": int(section.usable.sum()), "n_fields": 1, "dim": 3}
     whole = Pixels()
     expected = encode_section(section, whole, **given)

@@ -19,7 +19,7 @@ from spatialdata.transformations import Scale
 
 import nh2st_scverse as nh
 from nh2st_scverse._options import Elements
-from nh2st_scverse.data.features import encode_section
+from nh2st_scverse.data.features import Sight, encode_section
 from nh2st_scverse.data.patches import iter_patches
 from nh2st_scverse.data.section import locate_sections
 
@@ -96,7 +96,7 @@ def test_half_the_resolution_gives_nearly_the_same_features(
         assert section.spacing_um == pytest.approx(spacing, rel=0.01)
         section = section.take(np.linspace(0, section.n_spots - 1, 40).astype(int))
         features.append(
-            encode_section(section, nh.encoders.get(), patch_um=0.75 * spacing, fields=(1.0, 2.5), progress=False).T
+            encode_section(section, nh.encoders.get(), sight=Sight(0.75 * spacing, (1.0, 2.5)), progress=False).T
         )
     for field, a, b in zip(range(2), *(np.split(one, 2) for one in features), strict=True):  # (1280, 40) each
         spots = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]
