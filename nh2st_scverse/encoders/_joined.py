@@ -57,7 +57,8 @@ class Joined:
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Encode (n, input_size, input_size, 3) uint8 into (n, dim) float32."""
-        found = [encoder(_resized(patches, encoder.input_size)) for encoder in self.encoders]
+        of_side = {side: _resized(patches, side) for side in {encoder.input_size for encoder in self.encoders}}
+        found = [encoder(of_side[encoder.input_size]) for encoder in self.encoders]
         return np.concatenate(found, axis=1, dtype=np.float32)
 
     @property

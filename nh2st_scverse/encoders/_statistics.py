@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,7 @@ class Statistics:
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Describe (n, 80, 80, 3) uint8 by (n, 71) float32."""
-        some = (patches[i : i + AT_ONCE] for i in range(0, len(patches), AT_ONCE))  # numpy lets other threads run
-        return np.concatenate([np.empty((0, self.dim), dtype=np.float32), *in_workers(_describe, some)])
+        return describe(_describe, patches, self.dim)
 
     def maps(self, tile: np.ndarray) -> list[np.ndarray]:
         """Moments, histograms and gradients in cells of a tile (side, side, 3) uint8: (h, w, n_maps).
@@ -71,7 +71,7 @@ class Statistics:
             around = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
             gradient, laplacian = _differences(around)
             gradients += [_cells(one[:, 0], n) for one in (gradient, np.square(gradient), laplacian)]
-            images = _halved(images)
+            images = halved(images)
         found = [_cells(one, n) for one in (*moments, glass)] + gradients + [_histograms(channels, n)]
         return [np.moveaxis(np.concatenate(found), 0, -1)]
 
@@ -87,6 +87,12 @@ class Statistics:
         scales[:, :, 1] = _spread(scales[:, :, 0], scales[:, :, 1])
         parts = [mean, spread, percentiles.reshape(len(means), -1), pairs, glass, scales.reshape(len(means), -1)]
         return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def describe(some: Callable[[np.ndarray], np.ndarray], patches: np.ndarray, dim: int) -> np.ndarray:
+    """What a function says of some patches, of all of them (n, dim) float32: numpy lets other threads run."""
+    parts = (patches[i : i + AT_ONCE] for i in range(0, len(patches), AT_ONCE))
+    return np.concatenate([np.empty((0, dim), dtype=np.float32), *in_workers(some, parts)])
 
 
 def _spread(mean: np.ndarray, square: np.ndarray) -> np.ndarray:
@@ -157,7 +163,7 @@ def _describe(patches: np.ndarray) -> np.ndarray:
     images = np.stack([channels[:3].mean(axis=0), channels[3]])  # (2, n, side, side) brightness, haematoxylin
     for _ in range(N_SCALES):
         parts += _gradients(images)
-        images = _halved(images)
+        images = halved(images)
     return np.concatenate(parts).T.astype(np.float32)
 
 
@@ -176,6 +182,6 @@ def _differences(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return gradient, np.abs(left + right + above + below - 4 * inner)
 
 
-def _halved(images: np.ndarray) -> np.ndarray:
+def halved(images: np.ndarray) -> np.ndarray:
     """Images (..., side, side) at half the resolution."""
     return (images[..., ::2, ::2] + images[..., 1::2, ::2] + images[..., ::2, 1::2] + images[..., 1::2, 1::2]) / 4

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.fft import rfft2
 
-from nh2st_scverse._threads import in_workers
-from nh2st_scverse.encoders._statistics import AT_ONCE, DENSITY, SIDE, STAINS, _halved
+from nh2st_scverse.encoders._statistics import DENSITY, SIDE, STAINS, describe, halved
 
 N_BINS = 8  # of density, and of hue
 MOST_DENSE = 1.6  # optical density of the last bin
@@ -66,8 +65,7 @@ class Texture:
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Describe (n, 80, 80, 3) uint8 by (n, 276) float32."""
-        some = (patches[i : i + AT_ONCE] for i in range(0, len(patches), AT_ONCE))
-        return np.concatenate([np.empty((0, self.dim), dtype=np.float32), *in_workers(_describe, some)])
+        return describe(_describe, patches, self.dim)
 
 
 def _describe(patches: np.ndarray) -> np.ndarray:
@@ -87,7 +85,7 @@ def _describe(patches: np.ndarray) -> np.ndarray:
             parts.append(_blobs(image))
             if scale < N_SCALES:
                 parts.append(_shares(_codes(image), N_PATTERNS))
-            image = _halved(image)
+            image = halved(image)
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
