@@ -17,6 +17,9 @@ MICRONS_SUFFIX = "_microns"
 VISIUM_PITCH_UM = 100.0
 """Distance between the centres of neighbouring Visium spots."""
 
+ARRAYS_UM = {"Visium": (VISIUM_PITCH_UM, 55.0), "Spatial Transcriptomics": (200.0, 100.0)}
+"""Distance between the centres of neighbouring spots, and width of one, by technology."""
+
 TARGET_SUM = 1e4
 """Library size to which counts are normalised before ``log1p``."""
 

@@ -14,6 +14,11 @@ PARAMETERS = {
     "elements": """\
 table_key, shapes_key, image_key
     Elements of the object; None means the only candidate.""",
+    "prediction": """\
+key
+    Name of the prediction.
+table_key
+    Table; None means the only one that has the prediction.""",
     "microns_per_pixel": """\
 microns_per_pixel
     Of the image at full resolution, when the object does not tell.""",

@@ -38,7 +38,11 @@ def _told() -> Any:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, FileExistsError, KeyError, TypeError, ValueError) as error:
-        raise click.ClickException(str(error.args[0]) if error.args else repr(error)) from error
+        raise click.ClickException(_text(error)) from error
+
+
+def _text(error: Exception) -> str:
+    return str(error.args[0]) if error.args else repr(error)
 
 
 def _end(table: pd.DataFrame, out: Path) -> None:
@@ -66,7 +70,7 @@ def check(inputs: tuple[Path, ...], out: Path | None, allow: tuple[str, ...], mi
             try:
                 found: pd.DataFrame = pp.check(archive.read(source, microns_per_pixel), allow=allow)
             except Exception as error:  # of a reader: pp.check raises nothing
-                row = ["", "read", str(error.args[0]) if error.args else repr(error), "error", ""]
+                row = ["", "read", _text(error), "error", ""]
                 found = pd.DataFrame([row], columns=["section", "check", "found", "status", "remedy"])
             wrong = found[found["status"] != "ok"]
             click.echo(f"{source.name}: {'ok' if wrong.empty else ''}")
@@ -153,21 +157,20 @@ def predict(
 ) -> None:
     """Predict each slide, and write a store with the table and its places: <out>/<slide>.zarr."""
     from nh2st_scverse import NH2ST, archive, pp, tl
+    from nh2st_scverse.data.technologies import regions_of
 
-    key, progress = options.pop("key"), False
-    with _told(), _connected(client) as connection:
+    key = options.pop("key")
+    with _told(), nullcontext() if client is None else _client(client) as connection:
         trained = NH2ST.load(model)
 
         def job(source: archive.Source, path: Path) -> None:
             sdata = archive.read(source, microns_per_pixel)
             if not sdata.shapes and spacing_um is not None:
                 pp.grid(sdata, spacing_um=spacing_um)
-            tl.predict_expression(sdata, model=trained, key_added=key, client=connection, progress=progress, **options)
+            tl.predict_expression(sdata, model=trained, key_added=key, client=connection, progress=False, **options)
             table = next(name for name, one in sdata.tables.items() if key in one.uns)
-            regions = sdata.tables[table].uns["spatialdata_attrs"]["region"]
-            shapes = [regions] if isinstance(regions, str) else list(regions)
-            images = list(sdata.images) if with_image else []
-            sdata.subset([table, *(name for name in shapes if name in sdata.shapes), *images]).write(path)
+            places = [region.shapes_key for region in regions_of(sdata, sdata.tables[table])[0]]
+            sdata.subset([table, *places, *(sdata.images if with_image else ())]).write(path)
 
         settings = {
             "model": trained.identifier,
@@ -180,13 +183,6 @@ def predict(
         }
         table = archive.each(archive.find(inputs), out, ".zarr", command="predict", settings=settings, job=job)
     _end(table, out)
-
-
-@contextmanager
-def _connected(address: str | None) -> Any:
-    """A client of a cluster that runs, or None."""
-    with nullcontext() if address is None else _client(address) as client:
-        yield client
 
 
 def _client(address: str) -> Any:

@@ -23,6 +23,7 @@ APART_UM = 2.4  # centres of two nuclei, at least
 SHALLOW_UM = 0.3  # blur of the distance to the rim: rough outlines have several peaks
 LEAST_UM2, MOST_UM2 = 9.0, 500.0
 RIM_UM = 25.0  # round a tile, so that no nucleus is cut
+GLASS = 5.0  # of 255: pixels that vary less show no tissue
 SAMPLES = 5  # windows along each side of the slide that its contrast is measured in
 
 
@@ -38,7 +39,7 @@ def contrast(level: Level) -> tuple[float, float]:
     for top in np.linspace(0, max(height - side, 0), SAMPLES).astype(int):
         for left in np.linspace(0, max(width - side, 0), SAMPLES).astype(int):
             pixels = _read(level, left, top, left + side, top + side)
-            if pixels.std() > 5:  # not glass
+            if pixels.std() > GLASS:
                 values.append(haematoxylin(pixels, level.microns_per_pixel)[::2, ::2].ravel())
     if not values:
         return np.inf, 0.0
@@ -73,7 +74,7 @@ def find_nuclei(level: Level, tile_um: float) -> Iterator[np.ndarray]:
         for x in range(0, width, side):
             left, top = max(x - rim, 0), max(y - rim, 0)
             pixels = _read(level, left, top, min(x + side + rim, width), min(y + side + rim, height))
-            if pixels.std() < 5:  # glass
+            if pixels.std() < GLASS:
                 continue
             labels = nuclei_in(haematoxylin(pixels, microns), microns, threshold, apart)
             for label, window in enumerate(ndimage.find_objects(labels), start=1):

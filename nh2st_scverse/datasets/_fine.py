@@ -15,6 +15,7 @@ from scipy import sparse
 from scipy.signal import fftconvolve
 from scipy.spatial import cKDTree
 
+from nh2st_scverse.data.pooling import pool
 from nh2st_scverse.datasets._layout import BACKGROUND, REGIONS, smooth_noise
 from nh2st_scverse.datasets._tissue import NUCLEI, Tissue
 
@@ -29,6 +30,7 @@ COARSE_UM = 8.0  # of the map of what surrounds a place
 PATCHY_UM, SPREAD = 60.0, 0.35  # how many molecules are caught varies slowly: width, spread of the logarithm
 CELL_RIM_UM = 2.5  # of cytoplasm round a nucleus, where there is room
 CORNERS = 13
+AT_ONCE = 20_000  # places whose counts are drawn at a time
 
 
 def places(tissue: Tissue, xy_um: np.ndarray, microns_per_pixel: float, side_um: float) -> pd.DataFrame:
@@ -104,22 +106,15 @@ def bins(
     row, column, xy_um, caught = row[keep], column[keep], xy_um[keep], caught[keep]
     obs = places(tissue, xy_um, microns_per_pixel, finest)
     library = median_counts * finest**2 / SPOT_AREA * caught
-    parts = []
-    for start in range(0, len(obs), 20_000):  # dense in between
-        part = slice(start, start + 20_000)
-        parts.append(
-            sparse.csr_matrix(rng.poisson(library[part, None] * rates(genes, obs.iloc[part])), dtype=np.float32)
-        )
-    counts = sparse.vstack(parts, format="csr")
+    counts = _drawn(library, genes, obs, rng)
     made = {}
     for size in sizes_um:
         factor = size // finest
         code = (row // factor) * (n // factor) + column // factor
         of_code, position = np.unique(code, return_inverse=True)
-        pool = sparse.csr_matrix((np.ones(len(code), np.float32), (position, np.arange(len(code)))))
         rows, columns = of_code // (n // factor), of_code % (n // factor)
         about = obs if factor == 1 else places(tissue, (np.c_[columns, rows] + 0.5) * size, microns_per_pixel, size)
-        made[size] = about.assign(array_row=rows, array_col=columns), (pool @ counts).tocsr()
+        made[size] = about.assign(array_row=rows, array_col=columns), pool(counts, position, len(of_code))
     return made
 
 
@@ -160,11 +155,17 @@ def cells(
     obs["x_um"], obs["y_um"] = xy_um.T
     obs["radius_um"], obs["nucleus_um"] = radius, np.minimum(nucleus, 0.9 * radius)
     library = median_counts * np.pi * radius**2 / SPOT_AREA * rng.lognormal(0, SPREAD, len(obs))
-    counts = [
-        sparse.csr_matrix(rng.poisson(library[i : i + 20_000, None] * rates(genes, obs.iloc[i : i + 20_000])))
-        for i in range(0, len(obs), 20_000)
-    ]
-    return obs, sparse.vstack(counts, format="csr").astype(np.float32)
+    return obs, _drawn(library, genes, obs, rng)
+
+
+def _drawn(library: np.ndarray, genes: pd.DataFrame, obs: pd.DataFrame, rng: np.random.Generator) -> sparse.csr_matrix:
+    """Counts (n, G) of places with these library sizes, some at a time: they are dense while they are drawn."""
+    counts = []
+    for start in range(0, len(obs), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        expected = library[some, None] * rates(genes, obs.iloc[some])
+        counts.append(sparse.csr_matrix(rng.poisson(expected), dtype=np.float32))
+    return sparse.vstack(counts, format="csr")
 
 
 def outlines(obs: pd.DataFrame, radius: str, scale: float) -> np.ndarray:

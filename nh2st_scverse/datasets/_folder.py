@@ -42,7 +42,6 @@ def begin(sdata: SpatialData, path: str | os.PathLike[str]) -> Drawn:
         There is something in the folder.
     """
     from spatialdata import SpatialData
-    from spatialdata.transformations import get_transformation
 
     if not isinstance(sdata, SpatialData):
         raise TypeError(f"Expected a SpatialData object of nh.datasets.synthetic(), found {type(sdata).__name__}.")
@@ -56,7 +55,14 @@ def begin(sdata: SpatialData, path: str | os.PathLike[str]) -> Drawn:
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder: choose another path.")
-    key, tree = next(iter(sdata.images.items()))
+    return only_section(sdata, folder)
+
+
+def only_section(sdata: SpatialData, folder: Path) -> Drawn:
+    """The section of an object with one image: its name, pixels and µm per pixel."""
+    from spatialdata.transformations import get_transformation
+
+    ((key, tree),) = sdata.images.items()
     section = key.removesuffix("_image")
     image = tree["scale0"]["image"]
     to_um = get_transformation(image, to_coordinate_system=f"{section}{MICRONS_SUFFIX}").to_affine_matrix("x", "x")

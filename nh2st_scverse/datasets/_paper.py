@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -18,9 +17,10 @@ from nh2st_scverse._validators import check_one_of, check_path, examples
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+    from nh2st_scverse.io._lazy import Read, Sections
+
 Name = Literal["STNet", "Skin", "PCW", "Mouse", "INT", "ZEN"]
 Folds = tuple[tuple[str, ...], ...]  # groups that are held out together
-Read = Callable[[], "SpatialData"]
 
 # in the order of the authors, which the shuffling depends on
 STNET_PATIENTS = [
@@ -49,27 +49,6 @@ SPLITS: dict[str, Split] = {
     "INT": Split("slide", 8, 42),
     "ZEN": Split("slide", 3, 42),
 }
-
-
-class Sections(Mapping[str, "SpatialData"]):
-    """Sections by name; each is read when it is asked for, and kept."""
-
-    def __init__(self, readers: Mapping[str, Read]) -> None:
-        self._readers, self._read = dict(readers), dict[str, "SpatialData"]()
-
-    def __getitem__(self, name: str) -> SpatialData:
-        if name not in self._read:
-            self._read[name] = self._readers[name]()
-        return self._read[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
-
-    def __len__(self) -> int:
-        return len(self._readers)
-
-    def __repr__(self) -> str:
-        return f"{len(self)} sections: {examples(list(self), 10)}"
 
 
 @dataclass(frozen=True)
@@ -139,6 +118,8 @@ def paper(name: Name, root: str | os.PathLike[str]) -> Paper:
     >>> zen.safe_groups["ZEN40"]
     'P7'
     """
+    from nh2st_scverse.io._lazy import Sections
+
     check_one_of(name, get_args(Name), argument="name")
     check_path(root, argument="root")
     folder = Path(root)

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from nh2st_scverse._constants import MICRONS_SUFFIX
+from nh2st_scverse._constants import ARRAYS_UM
 from nh2st_scverse._validators import check_one_of, check_path
-from nh2st_scverse.datasets._folder import Drawn
+from nh2st_scverse.data.pooling import pool
+from nh2st_scverse.datasets._folder import Drawn, only_section
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
 Technology = Literal["Visium", "Spatial Transcriptomics", "Xenium"]
-WIDTHS = {"Visium": (100.0, 55.0), "Spatial Transcriptomics": (200.0, 100.0), "Xenium": (100.0, 100.0)}
+WIDTHS = ARRAYS_UM | {"Xenium": (100.0, 100.0)}  # between spots, width of one
 LARGEST_LEVEL = 512  # px of the smallest level of a pyramid
 
 
@@ -184,15 +185,9 @@ def _root(path: str | os.PathLike[str]) -> Path:
 
 def _one(sdata: SpatialData, name: str, root: Path) -> Drawn:
     """The one section of an object: its image and µm per pixel."""
-    from spatialdata.transformations import get_transformation
-
     if len(sdata.images) != 1 or "table" not in sdata.tables:
         raise ValueError(f"Expected one section with an image and 'table' under {name!r}, found {list(sdata.images)}.")
-    key, tree = next(iter(sdata.images.items()))
-    section = key.removesuffix("_image")
-    image = tree["scale0"]["image"]
-    to_um = get_transformation(image, to_coordinate_system=f"{section}{MICRONS_SUFFIX}").to_affine_matrix("x", "x")
-    return Drawn(section, image.transpose("y", "x", "c").to_numpy(), float(to_um[0, 0]), root)
+    return only_section(sdata, root)
 
 
 def _write_h5ad(path: Path, table: AnnData, one: Drawn, width_um: float, *, heart: bool) -> None:
@@ -247,7 +242,7 @@ def _write_outlines(root: Path, name: str, sdata: SpatialData, one: Drawn, *, tr
     import shapely
 
     from nh2st_scverse.datasets._fine import outlines
-    from nh2st_scverse.datasets._xenium import _names, _write_transcripts
+    from nh2st_scverse.datasets._xenium import cell_names, transcripts_of
 
     hull = shapely.MultiPoint(np.asarray(sdata.tables["table"].obsm["spatial"], dtype=float)).convex_hull
     contour = gpd.GeoDataFrame({"tissue_id": [0]}, geometry=[hull])
@@ -257,7 +252,7 @@ def _write_outlines(root: Path, name: str, sdata: SpatialData, one: Drawn, *, tr
     cells, microns = sdata.tables["cells"], one.microns_per_pixel
     for part in ("cellvit_seg", *(("xenium_seg", "transcripts") if transcripts else ())):
         (root / part).mkdir(exist_ok=True)
-    names = _names(cells.n_obs)
+    names = cell_names(cells.n_obs)
     polygons = {r: shapely.polygons(outlines(cells.obs, r, microns)) for r in ("radius_um", "nucleus_um")}
     kinds = {"tumour": "Neoplastic", "immune": "Inflammatory", "stroma": "Connective"}
     nuclei = gpd.GeoDataFrame(
@@ -268,27 +263,22 @@ def _write_outlines(root: Path, name: str, sdata: SpatialData, one: Drawn, *, tr
         for what, radius in {"cell": "radius_um", "nucleus": "nucleus_um"}.items():
             frame = gpd.GeoDataFrame({"cell_id": names}, geometry=polygons[radius])
             frame.to_parquet(root / "xenium_seg" / f"{name}_xenium_{what}_seg.parquet")
-        file = root / "transcripts" / f"{name}_transcripts.parquet"
-        _write_transcripts(file, cells, names)
-        molecules = pd.read_parquet(file)
+        molecules = transcripts_of(cells, names)
         molecules["he_x"], molecules["he_y"] = molecules["x_location"] / microns, molecules["y_location"] / microns
-        molecules.to_parquet(file)
+        molecules.to_parquet(root / "transcripts" / f"{name}_transcripts.parquet")
 
 
 def _squares(sdata: SpatialData, one: Drawn) -> AnnData:
     """Counts of cells in squares of 100 µm, as HEST pools Xenium."""
     import anndata as ad
-    from scipy import sparse
 
     if "cells" not in sdata.tables:
         raise ValueError("Expected sections drawn with cells=True for technology='Xenium'.")
     cells = sdata.tables["cells"]
     row, col = (cells.obs[c].to_numpy() // 100 for c in ("y_um", "x_um"))
     code, at = np.unique(np.c_[row, col], axis=0, return_inverse=True)
-    pool = sparse.csr_matrix((np.ones(len(at), np.float32), (at.ravel(), np.arange(len(at)))))
     obs = pd.DataFrame(code.astype(int), columns=["array_row", "array_col"])
-    table = ad.AnnData(
-        (pool @ cells.X).tocsr(), obs=obs.set_axis([f"{r}x{c}" for r, c in code.astype(int)]), var=cells.var[[]]
-    )
+    obs = obs.set_axis([f"{r}x{c}" for r, c in code.astype(int)])
+    table = ad.AnnData(pool(cells.X, at.ravel(), len(code)), obs=obs, var=cells.var[[]])
     table.obsm["spatial"] = (code[:, ::-1] * 100 + 50) / one.microns_per_pixel
     return table

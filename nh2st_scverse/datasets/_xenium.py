@@ -88,19 +88,19 @@ def xenium_folder(
     specs = {"pixel_size": pixel_um, "analysis_sw_version": VERSION, "region_name": drawn.section}
     (folder / "experiment.xenium").write_text(json.dumps(specs))
     size = round(len(drawn.pixels) * drawn.microns_per_pixel / pixel_um)
-    names = _names(cells.n_obs)
+    names = cell_names(cells.n_obs)
     write_counts(folder / "cell_feature_matrix.h5", cells, names, drawn.section)
     _write_boundaries(folder, cells, names)
     masks = [_mask(cells, radius, size, pixel_um) for radius in ("nucleus_um", "radius_um")]
     _write_zarr(folder / "cells.zarr.zip", cells, masks)
-    _write_transcripts(folder / "transcripts.parquet", cells, names)
+    transcripts_of(cells, names).to_parquet(folder / "transcripts.parquet")
     _write_fluorescence(folder / "morphology_focus" / "morphology_focus_0000.ome.tif", masks[0], pixel_um)
     if he_image:
         _write_he(folder, drawn, quarter_turns % 4, pixel_um, alignment=alignment)
     return folder
 
 
-def _names(n: int) -> np.ndarray:
+def cell_names(n: int) -> np.ndarray:
     """Ids of cells as the instrument writes them: a number with a letter for each hexadecimal digit."""
     digits = str.maketrans("0123456789abcdef", "abcdefghijklmnop")
     return np.array([f"{i + 1:08x}".translate(digits) + "-1" for i in range(n)])
@@ -166,7 +166,7 @@ def _write_zarr(path: Path, cells: AnnData, masks: list[np.ndarray]) -> None:
             group.create_array(f"polygon_sets/{i}/cell_index", data=np.arange(n, dtype=np.uint32))
 
 
-def _write_transcripts(path: Path, cells: AnnData, names: np.ndarray) -> None:
+def transcripts_of(cells: AnnData, names: np.ndarray) -> pd.DataFrame:
     """A molecule for each count, somewhere in its cell; and those that are in no count of a cell."""
     rng = np.random.default_rng(0)
     counts = cells.X.tocoo()
@@ -193,7 +193,7 @@ def _write_transcripts(path: Path, cells: AnnData, names: np.ndarray) -> None:
     all_of_them = all_of_them.astype({"x_location": np.float32, "y_location": np.float32, "qv": np.float32})
     all_of_them["z_location"] = np.float32(10.0)
     all_of_them["transcript_id"] = np.arange(len(all_of_them), dtype=np.uint64)
-    all_of_them.to_parquet(path)
+    return all_of_them
 
 
 def _write_fluorescence(path: Path, nuclei: np.ndarray, pixel_um: float) -> None:

@@ -7,13 +7,13 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from nh2st_scverse._constants import VISIUM_PITCH_UM
+from nh2st_scverse._constants import ARRAYS_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_name, check_positive, check_sizes, check_unique, examples
 from nh2st_scverse.io._image import ImageLike, read_image
 from nh2st_scverse.io._section import build_section, check_inside, spacing
 
-TYPICAL = {200.0: 100.0, VISIUM_PITCH_UM: 55.0}
+TYPICAL = dict(ARRAYS_UM.values())
 """Spot diameter by spot pitch, in µm: legacy ST and Visium."""
 
 

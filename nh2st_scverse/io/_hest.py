@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -16,45 +17,22 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import PointsModel, ShapesModel
 
+from nh2st_scverse._constants import ARRAYS_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_sequence, check_path, examples
 from nh2st_scverse.io._anndata import from_anndata
 from nh2st_scverse.io._hest_facts import HEART, KNOWN, PATIENTS, SKIN
+from nh2st_scverse.io._lazy import Sections
 from nh2st_scverse.io._legacy import _pixels_per_place
 from nh2st_scverse.io._section import spacing, systems_of
 
-PITCH = {"Visium": (100.0, 55.0), "Spatial Transcriptomics": (200.0, 100.0)}  # between spots, width of one; µm
 SKIN_PITCH = (150.0, 110.0)
 TOLERANCE = 0.05
 ENSEMBL = re.compile(r"ENS[A-Z]*G\d{11}")
 UNKNOWN = "unknown"
 
 
-class Samples(Mapping[str, SpatialData]):
-    """Samples by their id; each is read when it is asked for, and kept."""
-
-    def __init__(self, folder: Path, ids: list[str], table: pd.DataFrame) -> None:
-        self.folder, self.ids, self.table = folder, ids, table
-        self._read: dict[str, SpatialData] = {}
-
-    def __getitem__(self, name: str) -> SpatialData:
-        if name not in self.ids:
-            raise KeyError(f"Expected one of the samples {examples(self.ids, 10)}, found {name!r}.")
-        if name not in self._read:
-            self._read[name] = _sample(self.folder, name, self.table)
-        return self._read[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.ids)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __repr__(self) -> str:
-        return f"{len(self)} samples of HEST-1k in {self.folder}: {examples(self.ids, 10)}"
-
-
-def hest(folder: str | os.PathLike[str], ids: str | Iterable[str] | None = None) -> Samples:
+def hest(folder: str | os.PathLike[str], ids: str | Iterable[str] | None = None) -> Sections:
     """Read samples of HEST-1k as they are downloaded.
 
     Parameters
@@ -116,7 +94,9 @@ def hest(folder: str | os.PathLike[str], ids: str | Iterable[str] | None = None)
     lacking = [name for name in wanted if name not in there]
     if lacking:
         raise KeyError(f"Expected samples with st/<id>.h5ad and wsis/<id>.tif, found none of {lacking} in {root}.")
-    return Samples(root, wanted, _table(root))
+    table = _table(root)
+    readers = {name: partial(_sample, root, name, table) for name in wanted}
+    return Sections(readers, what=f"samples of HEST-1k in {root}")
 
 
 def _natural(name: str) -> tuple[str, int]:
@@ -180,7 +160,7 @@ def _scale(adata: AnnData, name: str, about: pd.Series) -> tuple[float, float, l
     technology = str(about.get("st_technology", ""))
     xy = np.asarray(adata.obsm["spatial"], dtype=float)
     said = []
-    pitch, width = PITCH.get(
+    pitch, width = ARRAYS_UM.get(
         technology, (0.0, float(about.get("spot_diameter") or about.get("inter_spot_dist") or 100))
     )
     if name in SKIN:

@@ -11,12 +11,13 @@ from anndata import AnnData
 from scipy import sparse
 from spatialdata import SpatialData
 
+from nh2st_scverse._constants import ARRAYS_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_path, check_sizes, check_unique, examples
 from nh2st_scverse.io._anndata import from_anndata
 from nh2st_scverse.io._section import name_of, spacing
 
-PITCH = {"ST": (200.0, 100.0), "Visium": (100.0, 55.0)}  # between spots, width of one; µm
+PITCH = {"ST": ARRAYS_UM["Spatial Transcriptomics"], "Visium": ARRAYS_UM["Visium"]}
 RADIUS = 0.15  # by which the stated radius may differ from that of the array
 
 

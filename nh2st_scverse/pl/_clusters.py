@@ -213,6 +213,7 @@ def _matched_palette(first: dict[str, str], labels: pd.Series, partner: dict[str
 
 
 def draw_legend(ax: Axes, palette: dict[str, str]) -> None:
+    """Name the clusters beside the axes, by their colours."""
     handles = [
         Line2D([], [], marker="o", linestyle="", color=colour, markersize=7, label=name)
         for name, colour in palette.items()

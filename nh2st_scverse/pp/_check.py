@@ -13,6 +13,7 @@ import pandas as pd
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import quiet
 from nh2st_scverse._options import Elements
 from nh2st_scverse._validators import as_allowances, check_positive, check_unique, choose_key
@@ -91,6 +92,7 @@ class _Lines(list[dict[str, str]]):
             self.add(check, found, status="error", remedy="".join(rest))
 
 
+@documented()
 def check(
     sdata: SpatialData,
     *,
@@ -115,8 +117,7 @@ def check(
         Image, spots, and a table that annotates them.
     patch_um
         Side of a patch in µm, for a slide ``model.patch_um``; None takes 0.75 of the spot spacing, at least 56.
-    table_key, shapes_key, image_key
-        Elements of the object; None means the only candidate.
+    $elements
     layer
         Layer with the counts; None means X.
     microns_per_pixel

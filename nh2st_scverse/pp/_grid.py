@@ -8,12 +8,12 @@ import geopandas as gpd
 import numpy as np
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
-from spatialdata.transformations import Scale, get_transformation, set_transformation
+from spatialdata.transformations import BaseTransformation, Scale, get_transformation, set_transformation
 
 from nh2st_scverse._constants import MICRONS_SUFFIX, N_NODES, VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_name, check_one_of, check_positive
-from nh2st_scverse.data.geometry import locate_image
+from nh2st_scverse.data.geometry import Geometry, locate_image
 from nh2st_scverse.data.tissue import detect_tissue, given_tissue, lay_grid
 
 if TYPE_CHECKING:
@@ -92,20 +92,10 @@ def grid(
     >>> float(slide["nh2st_grid"].radius[0])
     25.0
     """
-    if not isinstance(slide, SpatialData):
-        raise TypeError(
-            f"Expected a SpatialData object, found {type(slide).__name__}: read one with nh.io.slide(path)."
-        )
-    elements = [name for _, name, _ in slide.gen_elements()]
-    check_name(key_added, argument="key_added", beside=elements)
+    check_new_shapes(slide, key_added, old="the old grid")
     if model is not None and not hasattr(model, "spacing_um"):
         raise TypeError(
             f"Expected model= to be a model, found {type(model).__name__}: load one with nh.NH2ST.load(path)."
-        )
-    if key_added in elements:
-        raise ValueError(
-            f"key_added={key_added!r} is there already, among {elements}: choose another name, or delete the old grid "
-            f"with del sdata.shapes[{key_added!r}]."
         )
     spacing = float(VISIUM_PITCH_UM if model is None else model.spacing_um) if spacing_um is None else spacing_um
     circles, image = make_grid(
@@ -119,6 +109,21 @@ def grid(
         min_piece_um=min_piece_um,
     )
     add_grid(slide, key_added, circles, image)
+
+
+def check_new_shapes(slide: SpatialData, key_added: str, *, old: str) -> None:
+    """Raise TypeError or ValueError where shapes of this name cannot be added to a slide."""
+    if not isinstance(slide, SpatialData):
+        raise TypeError(
+            f"Expected a SpatialData object, found {type(slide).__name__}: read one with nh.io.slide(path)."
+        )
+    elements = [name for _, name, _ in slide.gen_elements()]
+    check_name(key_added, argument="key_added", beside=elements)
+    if key_added in elements:
+        raise ValueError(
+            f"key_added={key_added!r} is there already, among {elements}: choose another name, or delete {old} "
+            f"with del sdata.shapes[{key_added!r}]."
+        )
 
 
 def make_grid(
@@ -164,15 +169,29 @@ def make_grid(
             f"{extent[0]:.0f} x {extent[1]:.0f} µm of tissue. Pass a smaller spacing_um=, or check "
             f"microns_per_pixel= ({microns:.4g}, {geometry.microns_source})."
         )
-    image = slide.images[geometry.image_key]
-    systems = dict(get_transformation(image, get_all=True))
-    if not any(system.endswith(MICRONS_SUFFIX.strip("_")) for system in systems):
-        systems[f"{geometry.image_key}{MICRONS_SUFFIX}"] = Scale([microns] * 2, axes=("x", "y"))
-    circles = ShapesModel.parse(
-        xy, geometry=0, radius=spacing_um / microns / 2, index=np.arange(len(xy)), transformations=systems
-    )
+    circles = make_circles(slide, geometry, xy, spacing_um)
     circles["array_row"], circles["array_col"] = array.T
     return circles, geometry.image_key
+
+
+def make_circles(sdata: SpatialData, geometry: Geometry, xy: np.ndarray, diameter_um: float) -> gpd.GeoDataFrame:
+    """Circles round places (n, 2) in pixels of an image."""
+    return ShapesModel.parse(
+        xy,
+        geometry=0,
+        radius=diameter_um / geometry.microns_per_pixel / 2,
+        index=np.arange(len(xy)),
+        transformations=image_systems(sdata, geometry),
+    )
+
+
+def image_systems(sdata: SpatialData, geometry: Geometry) -> dict[str, BaseTransformation]:
+    """The coordinate systems of an image, and one in µm where it has none."""
+    systems = dict(get_transformation(sdata.images[geometry.image_key], get_all=True))
+    if not any(system.endswith(MICRONS_SUFFIX.strip("_")) for system in systems):
+        scale = [geometry.microns_per_pixel] * 2
+        systems[f"{geometry.image_key}{MICRONS_SUFFIX}"] = Scale(scale, axes=("x", "y"))
+    return systems
 
 
 def add_grid(slide: SpatialData, key: str, circles: gpd.GeoDataFrame, image_key: str) -> None:

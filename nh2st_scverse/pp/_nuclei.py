@@ -7,13 +7,11 @@ import numpy as np
 import shapely
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
-from spatialdata.transformations import Scale, get_transformation
 
-from nh2st_scverse._constants import MICRONS_SUFFIX
-from nh2st_scverse._validators import check_name, check_positive
+from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.geometry import Level, apply_affine, locate_image
 from nh2st_scverse.data.nuclei import find_nuclei
-from nh2st_scverse.pp._grid import add_grid
+from nh2st_scverse.pp._grid import add_grid, check_new_shapes, image_systems
 
 WANTED_UM = 0.5  # µm per pixel that is fine enough
 COARSEST_UM = 1.3  # that nuclei can still be told apart in
@@ -70,15 +68,8 @@ def nuclei(
     >>> len(slide["nuclei"]) > 500
     True
     """
-    if not isinstance(slide, SpatialData):
-        raise TypeError(
-            f"Expected a SpatialData object, found {type(slide).__name__}: read one with nh.io.slide(path)."
-        )
+    check_new_shapes(slide, key_added, old="the old nuclei")
     check_positive(tile_um, argument="tile_um")
-    elements = [name for _, name, _ in slide.gen_elements()]
-    check_name(key_added, argument="key_added", beside=elements)
-    if key_added in elements:
-        raise ValueError(f"key_added={key_added!r} is there already, among {elements}: choose another name.")
     geometry = locate_image(slide, image_key=image_key, microns_per_pixel=microns_per_pixel)
     if geometry.microns_per_pixel > COARSEST_UM:
         raise ValueError(
@@ -94,10 +85,7 @@ def nuclei(
             "µm per pixel right?"
         )
     polygons = shapely.simplify(np.array(found), SIMPLER_PX * abs(to_image[0, 0]))
-    systems = dict(get_transformation(slide.images[geometry.image_key], get_all=True))
-    if not any(system.endswith(MICRONS_SUFFIX.strip("_")) for system in systems):
-        scale = [geometry.microns_per_pixel] * 2
-        systems[f"{geometry.image_key}{MICRONS_SUFFIX}"] = Scale(scale, axes=("x", "y"))
+    systems = image_systems(slide, geometry)
     shapes = ShapesModel.parse(gpd.GeoDataFrame(geometry=polygons), transformations=systems)
     add_grid(slide, key_added, shapes, geometry.image_key)
 

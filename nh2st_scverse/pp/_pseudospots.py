@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from geopandas import GeoDataFrame
 from scipy import sparse
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
-from spatialdata.transformations import Scale, get_transformation
+from spatialdata.transformations import get_transformation
 
-from nh2st_scverse._constants import MICRONS_SUFFIX, VISIUM_PITCH_UM
+from nh2st_scverse._constants import ARRAYS_UM, VISIUM_PITCH_UM
+from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Elements
 from nh2st_scverse._validators import check_name, check_one_of, check_positive, choose_key
@@ -23,9 +23,9 @@ from nh2st_scverse.data.expression import is_logged, matrix
 from nh2st_scverse.data.geometry import Geometry, apply_affine, locate
 from nh2st_scverse.data.pooling import count_molecules, lay_spots, pool, spot_of
 from nh2st_scverse.data.section import choose_table, locate_sections
-from nh2st_scverse.pp._grid import SHAPES, add_grid
+from nh2st_scverse.pp._grid import SHAPES, add_grid, make_circles
 
-VISIUM_SIZE_UM = 55.0
+VISIUM_SIZE_UM = ARRAYS_UM["Visium"][1]
 LEAST_QV = 20.0  # of a transcript, below which its gene is in doubt
 NO_GENES = r"^(?:NegControl|BLANK|Unassigned|Deprecated|antisense|Intergenic)"
 
@@ -39,6 +39,7 @@ class Array:
     hexagonal: bool
 
 
+@documented()
 def pseudospots(
     sdata: SpatialData,
     *,
@@ -75,12 +76,10 @@ def pseudospots(
     points_key
         Transcripts in ``sdata.points`` to count, instead of a table. Control probes, and transcripts with a quality
         (``qv``) below 20, are left out.
-    table_key, shapes_key, image_key
-        Elements of the object; None means the only candidate.
+    $elements
     layer
         Layer with the counts; None means X.
-    microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
+    $microns_per_pixel
     key_added
         Name of the new table, and the end of the name of the new shapes.
 
@@ -145,7 +144,7 @@ def pseudospots(
                 f"Expected spots of {size_um:g} µm with {min_counts} counts, found none: is it one section?"
             )
         table = table[counted].copy()
-        circles = _circles(sdata, geometry, spots[counted], size_um)
+        circles = make_circles(sdata, geometry, spots[counted], size_um)
         table.obs["region"], table.obs["spot_id"] = key, circles.index.to_numpy()
         table.obs_names = [
             f"{key}_{r}x{c}" for r, c in zip(table.obs["array_row"], table.obs["array_col"], strict=True)
@@ -233,16 +232,3 @@ def _table(counts: sparse.csr_matrix, var: pd.DataFrame, spot: np.ndarray, place
     obs = pd.DataFrame(place, columns=["array_row", "array_col"]).set_axis([str(i) for i in range(len(place))])
     obs["n_pooled"] = np.bincount(spot[spot >= 0], minlength=len(place))
     return AnnData(counts, obs=obs, var=var.copy())
-
-
-def _circles(sdata: SpatialData, geometry: Geometry, xy: np.ndarray, size_um: float) -> GeoDataFrame:
-    """Spots in pixels of their image, in its coordinate systems and one in µm."""
-    microns, systems = (
-        geometry.microns_per_pixel,
-        dict(get_transformation(sdata.images[geometry.image_key], get_all=True)),
-    )
-    if not any(system.endswith(MICRONS_SUFFIX.strip("_")) for system in systems):
-        systems[f"{geometry.image_key}{MICRONS_SUFFIX}"] = Scale([microns] * 2, axes=("x", "y"))
-    return ShapesModel.parse(
-        xy, geometry=0, radius=size_um / microns / 2, index=np.arange(len(xy)), transformations=systems
-    )

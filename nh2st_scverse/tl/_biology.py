@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys
 from nh2st_scverse._options import as_seed
 from nh2st_scverse._threads import threads
@@ -25,6 +26,7 @@ N_NEIGHBOURS = 6  # spots that Moran's I compares a spot with: those around it o
 FEWEST_SPOTS = 20  # spots of a section
 
 
+@documented()
 def biology(
     sdata: SpatialData,
     *,
@@ -45,10 +47,7 @@ def biology(
     ----------
     sdata
         Object with a prediction from :func:`predict_expression` and the counts.
-    key
-        Name of the prediction.
-    table_key
-        Table; None means the only one that has the prediction.
+    $prediction
     layer
         Layer with the counts; None means X.
     n_top
@@ -158,9 +157,11 @@ def places(sdata: SpatialData, table: AnnData, rows: np.ndarray, name: str) -> n
 
 def _compare(adata: AnnData, n_top: int, resolution: float, seed: int) -> tuple[dict[str, Any], pd.DataFrame]:
     """The row of a section, whose X is measured and whose layer is predicted, and Moran's I of its genes."""
+    import scanpy as sc
+
     moran = _moran(adata)
     values = (adata.X, adata.layers["predicted"])
-    measured, predicted = (_clusters(x, resolution, seed) for x in values)
+    measured, predicted = (leiden(sc.pp.scale(AnnData(x), copy=True).X, resolution, seed) for x in values)
     together = [np.corrcoef(x.T)[np.triu_indices(adata.n_vars, 1)] for x in values]
     n_top = min(n_top, len(moran) // 2)
     best = [set(moran.nlargest(n_top, name)["gene"]) for name in ("measured", "predicted")]
@@ -203,11 +204,11 @@ def _moran(adata: AnnData) -> pd.DataFrame:
     return pd.DataFrame({"gene": genes.to_numpy(dtype=str)} | values)
 
 
-def _clusters(values: np.ndarray, resolution: float, seed: int) -> pd.Series:
+def leiden(values: np.ndarray, resolution: float, seed: int) -> pd.Series:
     """Leiden clusters of spots (n_spots, n_genes), by the usual steps of scanpy."""
     import scanpy as sc
 
-    adata = sc.pp.scale(AnnData(values), copy=True)
+    adata = AnnData(values)
     sc.pp.pca(adata, n_comps=min(30, adata.n_vars - 1, adata.n_obs - 1), random_state=seed)
     sc.pp.neighbors(adata, n_neighbors=min(15, adata.n_obs - 1), random_state=seed)
     sc.tl.leiden(adata, resolution=resolution, random_state=seed, flavor="igraph", n_iterations=2, directed=False)

@@ -14,6 +14,7 @@ from spatialdata import SpatialData
 
 from nh2st_scverse import metrics
 from nh2st_scverse._constants import KEY, SCORES
+from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_count
@@ -25,6 +26,7 @@ from nh2st_scverse.prediction import Prediction, check_free, find_prediction, in
 CORRELATIONS = ("pearson", "spearman")  # scores of which a constant prediction has 0
 
 
+@documented()
 def evaluate(
     sdata: SpatialData, *, key: str = KEY, table_key: str | None = None, layer: str | None = None, n_splits: int = 5
 ) -> pd.DataFrame:
@@ -40,10 +42,7 @@ def evaluate(
     ----------
     sdata
         Object with a prediction from :func:`predict_expression`.
-    key
-        Name of the prediction.
-    table_key
-        Table; None means the only one that has the prediction.
+    $prediction
     layer
         Layer with the counts; None means X. Values in another unit than the prediction are brought to it where they
         tell theirs (counts, or logarithms of counts per spot). For a table of predictions alone (``table_added``) the

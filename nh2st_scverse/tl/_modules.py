@@ -12,6 +12,7 @@ from spatialdata import SpatialData
 
 from nh2st_scverse import metrics
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_count, check_unique
@@ -22,6 +23,7 @@ from nh2st_scverse.tl._evaluate import Pair, compare, has_counts
 LEVEL = 0.8  # of the measured values that the width of an interval holds
 
 
+@documented()
 def modules(
     sdata: SpatialData,
     gene_sets: Mapping[str, Sequence[str]] | str | Path,
@@ -44,10 +46,7 @@ def modules(
         Object with a prediction.
     gene_sets
         Names and their genes, or a GMT file (name, description, genes; separated by tabs).
-    key
-        Name of the prediction.
-    table_key
-        Table; None means the only one that has the prediction.
+    $prediction
     layer
         Layer with the counts; None means X.
     min_genes

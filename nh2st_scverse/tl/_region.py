@@ -16,16 +16,17 @@ from spatialdata import SpatialData, transform
 from spatialdata.transformations import get_transformation
 
 from nh2st_scverse._constants import KEY
-from nh2st_scverse._logging import quiet
-from nh2st_scverse._options import Elements
-from nh2st_scverse.data.section import locate_sections
+from nh2st_scverse._docs import documented
+from nh2st_scverse.data.technologies import regions_of
 from nh2st_scverse.prediction import find_prediction, read
+from nh2st_scverse.tl._biology import places
 
 FEWEST_SPOTS = 5  # inside, and outside
 MOST_SPOTS = 1500  # of a section whose pairs are counted: evenly chosen among more
 N_CLASSES = 20  # of distance
 
 
+@documented()
 def region(
     sdata: SpatialData,
     region: str | ArrayLike,
@@ -50,10 +51,7 @@ def region(
         boolean; or the name of polygons in ``sdata.shapes``: spots whose centres lie inside; or n booleans.
     value
         Value of the column.
-    key
-        Name of the prediction.
-    table_key
-        Table; None means the only one that has the prediction.
+    $prediction
 
     Returns
     -------
@@ -85,17 +83,15 @@ def region(
     table_key = find_prediction(sdata, key, table_key)
     table = sdata.tables[table_key]
     prediction = read(table, key)
-    inside = _inside(sdata, table, table_key, region, value)
+    inside = _inside(sdata, table, region, value)
     predicted = np.isfinite(prediction.values).all(axis=1)
     groups = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
     n_genes = len(prediction.genes)
     covariance, of_gene, variance = np.zeros(n_genes), np.zeros(n_genes), np.zeros(n_genes)
     of_region, pieces, weights = 0.0, [], []
-    with quiet():
-        sections = locate_sections(sdata, Elements.of(table_key, allow=("coarse", "off_tissue")))
-    for section in sections:
-        some = predicted[section.rows]
-        rows, xy = section.rows[some], section.xy_um[some]
+    for name in pd.unique(groups):
+        rows = np.flatnonzero(predicted & (groups == name))
+        xy = places(sdata, table, rows, name)
         x, y = inside[rows].astype(float), prediction.values[rows].astype(float)
         n_inside = int(x.sum())
         if min(n_inside, len(x) - n_inside) < FEWEST_SPOTS:
@@ -134,7 +130,7 @@ def region(
     return result.sort_values("trusted", ascending=False, kind="stable")
 
 
-def _inside(sdata: SpatialData, table: AnnData, table_key: str, region: str | ArrayLike, value: Any) -> np.ndarray:
+def _inside(sdata: SpatialData, table: AnnData, region: str | ArrayLike, value: Any) -> np.ndarray:
     """Which rows (n,) of a table are inside."""
     if not isinstance(region, str):
         given = np.asarray(region)
@@ -161,23 +157,23 @@ def _inside(sdata: SpatialData, table: AnnData, table_key: str, region: str | Ar
             f"Expected region= to be a column of obs ({list(table.obs)}) or shapes ({list(sdata.shapes)}), "
             f"found {region!r}."
         )
-    return _in_polygons(sdata, table_key, region)
+    return _in_polygons(sdata, table, region)
 
 
-def _in_polygons(sdata: SpatialData, table_key: str, name: str) -> np.ndarray:
-    """Which spots have their centre in polygons: both in the coordinate system that they share."""
-    inside = np.zeros(sdata.tables[table_key].n_obs, dtype=bool)
-    with quiet():
-        sections = locate_sections(sdata, Elements.of(table_key, allow=("coarse", "off_tissue")))
-        systems = set(get_transformation(sdata.shapes[name], get_all=True))
-        for section in sections:
-            shared = sorted(systems & set(get_transformation(sdata.shapes[section.shapes_key], get_all=True)))
-            if not shared:
-                continue
-            polygons = unary_union(list(transform(sdata.shapes[name], to_coordinate_system=shared[0]).geometry))
-            spots = transform(sdata.shapes[section.shapes_key], to_coordinate_system=shared[0])
-            centres = spots.loc[section.geometry.instances].geometry.centroid
-            inside[section.rows] = contains_xy(polygons, centres.x.to_numpy(), centres.y.to_numpy())
+def _in_polygons(sdata: SpatialData, table: AnnData, name: str) -> np.ndarray:
+    """Which spots have their centre in polygons: both in a coordinate system that they share."""
+    inside = np.zeros(table.n_obs, dtype=bool)
+    systems = set(get_transformation(sdata.shapes[name], get_all=True))
+    of_row = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()
+    for region in regions_of(sdata, table)[0]:
+        shared = sorted(systems & set(get_transformation(sdata.shapes[region.shapes_key], get_all=True)))
+        if not shared:
+            continue
+        rows = np.flatnonzero(of_row == region.name)
+        polygons = unary_union(list(transform(sdata.shapes[name], to_coordinate_system=shared[0]).geometry))
+        spots = transform(sdata.shapes[region.shapes_key], to_coordinate_system=shared[0])
+        centres = spots.loc[table.obs[region.id_column].iloc[rows]].geometry.centroid
+        inside[rows] = contains_xy(polygons, centres.x.to_numpy(), centres.y.to_numpy())
     return inside
 
 

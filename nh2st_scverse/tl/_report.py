@@ -14,14 +14,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scanpy as sc
 from anndata import AnnData
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from nh2st_scverse import __version__, pl
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import quiet
+from nh2st_scverse._threads import threads
 from nh2st_scverse.pl._clusters import cluster_colours, draw_legend
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
@@ -34,10 +35,11 @@ from nh2st_scverse.pl._figure import (
 )
 from nh2st_scverse.pp import check
 from nh2st_scverse.prediction import Prediction, find_prediction, read
+from nh2st_scverse.tl._biology import leiden
 
 TRUSTED = 0.3  # held-out correlation from which a gene is counted as one that the image shows
 N_GENES = 6  # that are drawn
-NEIGHBOURS = 15  # of the graph that is clustered
+FEWEST_SPOTS = 30  # that are clustered
 RESOLUTION = 0.5
 DPI = 110
 STYLE = """
@@ -50,6 +52,7 @@ pre { font-size: 12px; white-space: pre-wrap; background: #f6f6f6; padding: .6re
 """
 
 
+@documented()
 def report(sdata: SpatialData, path: str | Path, *, key: str = KEY, table_key: str | None = None) -> Path:
     """Write one self-contained HTML page about a prediction: for a colleague, or for the record.
 
@@ -62,10 +65,7 @@ def report(sdata: SpatialData, path: str | Path, *, key: str = KEY, table_key: s
         Object with a prediction from :func:`predict_expression` or :func:`cross_fit`. Nothing is written to it.
     path
         File to write, ``.html``. One that is there is replaced.
-    key
-        Name of the prediction.
-    table_key
-        Table; None means the only one that has the prediction.
+    $prediction
 
     Returns
     -------
@@ -222,23 +222,19 @@ def _spots(table: AnnData, prediction: Prediction, genes: list[str]) -> str:
 def _clusters(sdata: SpatialData, table_key: str, prediction: Prediction, has_image: bool) -> str:
     """Leiden clusters of the predicted panel, with the genes that mark them."""
     some = np.isfinite(prediction.values).all(axis=1)
-    if some.sum() < 2 * NEIGHBOURS or len(prediction.genes) < 3:
+    if some.sum() < FEWEST_SPOTS or len(prediction.genes) < 3:
         return "<p>Too few spots or genes to cluster.</p>"
     table = sdata.tables[table_key]
-    panel = AnnData(prediction.values[some].astype(np.float32), obs=table.obs[[]][some].copy())
-    panel.var_names = list(prediction.genes)
-    sc.pp.pca(panel, n_comps=min(30, panel.n_vars - 1, panel.n_obs - 1))
-    sc.pp.neighbors(panel, n_neighbors=NEIGHBOURS, use_rep="X_pca")
-    sc.tl.leiden(panel, resolution=RESOLUTION, flavor="igraph", n_iterations=2, directed=False, key_added="cluster")
+    values = prediction.values[some]
+    with threads():
+        found = leiden(values.astype(np.float32), RESOLUTION, 0).astype(str)
     labels = pd.Series(pd.NA, index=table.obs_names, dtype=object)
-    labels[some] = panel.obs["cluster"].astype(str).to_numpy()
-    marked = _markers(panel)
+    labels[some] = found.to_numpy()
+    marked = _markers(pd.DataFrame(values, columns=list(prediction.genes)), found.to_numpy())
     if not has_image:
         return _as_list(marked)
     drawn = pictures(sdata, table_key=table_key, shapes_key=None, image_key=None, microns_per_pixel=None)
-    palette = dict(
-        zip(panel.obs["cluster"].cat.categories, cluster_colours(panel.obs["cluster"].nunique()), strict=True)
-    )
+    palette = dict(zip(marked, cluster_colours(len(marked)), strict=True))
     figure, axes = tissue_panels(drawn, 1, figsize=None, dpi=None, extra=1.0)
     for ax, picture in zip(axes[:, 0], drawn, strict=True):
         draw_image(ax, picture, faint=True)
@@ -249,10 +245,10 @@ def _clusters(sdata: SpatialData, table_key: str, prediction: Prediction, has_im
     return _embedded(figure) + _as_list(marked)
 
 
-def _markers(panel: AnnData, n: int = 5) -> dict[str, list[str]]:
+def _markers(values: pd.DataFrame, clusters: np.ndarray, n: int = 5) -> dict[str, list[str]]:
     """The genes of each cluster that are highest above the others, in their standard deviations."""
-    values = (panel.X - panel.X.mean(axis=0)) / (panel.X.std(axis=0) + 1e-9)
-    means = pd.DataFrame(values, columns=panel.var_names).groupby(panel.obs["cluster"].to_numpy(), observed=True).mean()
+    means = ((values - values.mean()) / (values.std(ddof=0) + 1e-9)).groupby(clusters).mean()
+    means = means.loc[sorted(means.index, key=int)]
     return {str(name): list(row.nlargest(n).index) for name, row in means.iterrows()}
 
 
