@@ -14,15 +14,6 @@ from nh2st_scverse.data.patches import cut
 from nh2st_scverse.encoders import Encoder
 
 
-def check_client(client: Any) -> None:
-    """Raise TypeError unless it is a connected client of dask."""
-    if not isinstance(client, Client):
-        raise TypeError(
-            f"Expected client=distributed.Client(...) of a dask cluster, found {type(client).__name__}. One on this "
-            "machine: distributed.Client(n_workers=2, threads_per_worker=1)."
-        )
-
-
 def encode_on_cluster(
     geometry: Geometry, encoder: Encoder, work: Sequence[tuple[np.ndarray, float]], client: Client
 ) -> Iterator[tuple[int, np.ndarray]]:

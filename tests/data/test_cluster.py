@@ -15,6 +15,7 @@ from distributed import Client, LocalCluster
 from spatialdata import SpatialData, read_zarr
 
 import nh2st_scverse as nh
+from nh2st_scverse.data.cluster import _encode
 from nh2st_scverse.data.features import Sight, encode_section
 from nh2st_scverse.data.section import Section, locate_sections
 
@@ -74,6 +75,13 @@ def test_a_cluster_encodes_the_same_even_when_it_loses_a_worker(
     assert not kill.exists()  # one was killed
     assert set(client.scheduler_info()["workers"]) != before
     assert np.array_equal(found, expected)
+
+
+def test_a_task_encodes_a_batch(section: Section) -> None:
+    places = np.array([3, 0])
+    found = _encode(section.geometry, Colours(), (places, 75.0))
+    every = encode_section(section, Colours(), sight=Sight(75.0, (1.0,)), progress=False)
+    assert found.dtype == np.float32 and np.array_equal(found, every[places])
 
 
 @pytest.mark.slow
