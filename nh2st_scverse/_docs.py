@@ -24,7 +24,8 @@ microns_per_pixel
     Of the image at full resolution, when the object does not tell.""",
     "allow": """\
 allow
-    Known problems to go on with: ``"coarse"`` (image too coarse for the patch), ``"off_tissue"``.""",
+    Known problems to go on with: ``"coarse"`` (image too coarse for the patch), ``"off_tissue"``, ``"other_stain"``
+    (the image does not look like H&E).""",
     "device": """\
 device
     ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"mps"``: for the encoder and for the network.""",

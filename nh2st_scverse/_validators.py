@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-ALLOWANCES = ("coarse", "off_tissue")
+ALLOWANCES = ("coarse", "off_tissue", "other_stain")
 LONGEST_NAME = 200  # a file system takes 255
 
 

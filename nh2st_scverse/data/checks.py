@@ -14,16 +14,19 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from geopandas import GeoDataFrame
 from scipy import sparse
 from scipy.spatial import cKDTree
 from skimage.filters import gaussian, threshold_otsu
 
-from nh2st_scverse._constants import VISIUM_PITCH_UM
+from nh2st_scverse._constants import N_NODES, VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_allowances
 from nh2st_scverse.data.expression import numbers
-from nh2st_scverse.data.geometry import Geometry, apply_affine, is_hexagonal, is_square
+from nh2st_scverse.data.geometry import Geometry, is_hexagonal, is_square, kind_of_shapes
+from nh2st_scverse.data.images import apply_affine
 from nh2st_scverse.data.patches import best_level, overhang, thumbnail
+from nh2st_scverse.data.pixels import BLACK, not_scanned, why_not_stained
 from nh2st_scverse.data.placement import CELLS, ENOUGH_SPOTS, MOST_SPOTS, components_of
 from nh2st_scverse.data.placement import fit as fit_places
 from nh2st_scverse.data.quality import image_quality
@@ -41,7 +44,6 @@ BINS_UM = (2.0, 8.0, 16.0)  # of Visium HD as Space Ranger writes them
 OWN_BINS_UM = (2.5, 6.0, 10.0, 12.0, 12.5, 14.0, 15.0, 18.0, 20.0)  # about as wide, as people make them
 N_MARKS = 16  # spots that tell a section
 LOW_R = 0.05  # mean held-out correlation that chance reaches
-BLACK = 12.0  # of 255: not scanned
 DARK = 40.0  # of 255; theirs is 98 to 165
 
 
@@ -107,7 +109,7 @@ def in_section(
     counts: Any = None,
     name: str = "",
 ) -> list[Problem]:
-    """All that is looked at in one section but :func:`placement`, which comes before its spots are used for anything.
+    """All that is looked at in one section but :func:`image_kind` and :func:`placement`, which come before.
 
     Parameters
     ----------
@@ -125,7 +127,6 @@ def in_section(
     usable = on_image(geometry)
     found = [
         *image(geometry),
-        *image_kind(geometry),
         *spots(geometry, diameter_um=diameter_um, spacing_um=spacing_um),
         *bins(geometry, name, diameter_um=diameter_um, spacing_um=spacing_um, counted=_has_genes(counts)),
         *resolution(geometry, patch_um),
@@ -138,8 +139,12 @@ def image(geometry: Geometry) -> list[Problem]:
     """Which image, how large, at which resolution."""
     width, height = geometry.levels[0].size
     n, microns = len(geometry.levels), geometry.microns_per_pixel
+    left_out = f"without {geometry.left_out}" if geometry.left_out else ""
     found = [
         Problem("image", f"{geometry.image_key!r}, {width} x {height} px, {n} level{'s' if n > 1 else ''}"),
+        *([Problem("chosen", geometry.why)] if geometry.why else []),
+        *([Problem("coordinate system", repr(geometry.system))] if geometry.system else []),
+        *([Problem("left out", left_out, "warning", "is it the right image?")] if left_out else []),
         ok_unless(
             not 0.05 <= microns <= 10,
             "µm per pixel",
@@ -234,6 +239,15 @@ def _numbers(counts: Any, rows: Any = slice(None)) -> sparse.csr_matrix | None:
     return found if np.isfinite(found.data).all() else None
 
 
+def outlines(shapes: GeoDataFrame, geometry: Geometry) -> list[Problem]:
+    """Whether shapes look like an array, a grid or cells."""
+    kind = kind_of_shapes(shapes, geometry.microns)
+    if kind or len(shapes) < N_NODES:
+        return []
+    found = f"{len(shapes)} outlines that look like neither an array, a grid nor cells"
+    return [Problem("shapes", found, "warning", "are these regions that somebody drew? Choose others with shapes_key=")]
+
+
 def on_image(geometry: Geometry) -> np.ndarray:
     """Spots whose centre lies on the image: (n,) bool."""
     xy = geometry.pixels()
@@ -313,12 +327,9 @@ def tissue_of(picture: np.ndarray) -> np.ndarray:
     Black (not scanned) and ink are left out; where nothing is as pale as glass, all is tissue.
     """
     picture = picture.astype(np.float32)
-    red, green, blue = np.moveaxis(picture, 2, 0)
     brightest = picture.max(axis=2)
     saturation = gaussian((brightest - picture.min(axis=2)) / np.maximum(brightest, 1), 3)
-    # haematoxylin and eosin both let less green through than red and blue; pens of other colours do not
-    ink = (green > red + 30) | ((blue > 1.8 * red) & (blue > 60))
-    seen = (brightest > BLACK) & ~ink
+    seen = (brightest > BLACK) & ~not_scanned(picture)
     if not seen.any() or np.ptp(saturation[seen]) < 1e-3:
         return np.zeros(saturation.shape, dtype=bool)
     tissue = saturation > threshold_otsu(saturation[seen])
@@ -423,30 +434,19 @@ def fit(geometry: Geometry, counts: Any, *, spacing_um: float) -> list[Problem]:
 
 
 def image_kind(geometry: Geometry) -> list[Problem]:
-    """Whether a picture looks like H&E in bright light: not grey, not on a dark ground."""
-    picture = thumbnail(geometry)[0].astype(np.float32)
-    brightest = picture.max(axis=2)
-    scanned = brightest > BLACK
-    remedy = "pass image_key= with the H&E image"
-    if not scanned.any():
-        return [Problem("H&E", "no: all is black", "warning", remedy)]
-    colour = float((brightest - picture.min(axis=2))[scanned].max())
-    if colour < 10:
-        return [Problem("H&E", "no: the picture is grey", "warning", remedy)]
-    bright = float(np.percentile(brightest[scanned], 95))
-    if bright < 120 or np.median(brightest[scanned]) < 80:
-        why = "on a dark ground, as fluorescence or an inverted picture"
-        return [Problem("H&E", f"no: the picture is {why}", "warning", remedy)]
-    red, green, blue = (picture[..., i][scanned] for i in range(3))
-    stained = brightest[scanned] - np.minimum(np.minimum(red, green), blue) > 30
-    if stained.mean() > 0.01:
-        # both stains take green from white light: where red or blue is lowest, channels are exchanged or it is no H&E
-        lowest = np.mean(green[stained] <= np.minimum(red, blue)[stained] + 5)
-        if lowest < 0.4:
-            return [
-                Problem("H&E", "no: tissue is not purple or pink", "warning", f"{remedy}; are its channels r, g, b?")
-            ]
-    return [Problem("H&E", "looks like it: purple and pink on a bright ground")]
+    """Whether a picture looks like H&E in bright light."""
+    why = why_not_stained(thumbnail(geometry)[0])
+    if not why:
+        return [Problem("H&E", "looks like it: purple and pink on a bright ground")]
+    return [
+        Problem(
+            "H&E",
+            f"Image {geometry.image_key!r} is not H&E: {why}",
+            "error",
+            "Pass image_key= with the H&E image, or allow='other_stain' to go on with this one",
+            allow="other_stain",
+        )
+    ]
 
 
 def low_scores(pearson: np.ndarray) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from nh2st_scverse._constants import N_NODES
 from nh2st_scverse._options import ANY, Elements
 from nh2st_scverse._validators import as_label, as_sequence, by_text, check_positive
 from nh2st_scverse.data import checks
+from nh2st_scverse.data.patches import best_level
 from nh2st_scverse.data.section import Section, choose_table, locate_section, locate_sections
 
 PATCH_PER_SPACING = 0.75  # default patch: 75 µm on Visium, 150 µm on legacy ST, about 1.5 spot diameters
@@ -151,6 +153,7 @@ def _check(cohort: Cohort, elements: Elements, layer: str | None = None) -> None
     for sample in cohort.samples:
         section = sample.section
         geometry, name = section.geometry, section.shapes_key
+        checks.raise_or_log(checks.image_kind(geometry), elements.allow, section=section.name)
         checks.raise_or_log(checks.placement(geometry, name), elements.allow, section=section.name)
         n_usable, n_nodes = int(section.usable.sum()), section.neighbours.nodes.shape[1]
         if n_usable < n_nodes:
@@ -166,8 +169,29 @@ def _check(cohort: Cohort, elements: Elements, layer: str | None = None) -> None
             counts=counts_of(sample.table, section.rows, layer),
             name=name,
         )
+        found += checks.outlines(sample.sdata.shapes[name], geometry)
         found += checks.background(sample.table.obs.iloc[section.rows])
         checks.raise_or_log(found, elements.allow, section=section.name)
+
+
+def elements_of(cohort: Cohort) -> str:
+    """What was used of each section, as JSON: table, shapes, image, its level, coordinate system and µm per pixel."""
+
+    def used(sample: Sample) -> dict[str, Any]:
+        geometry = sample.section.geometry
+        level = best_level(geometry, cohort.patch_um, checks.INPUT_PX)
+        return {
+            "table": next((key for key, table in sample.sdata.tables.items() if table is sample.table), None),
+            "shapes": sample.section.shapes_key,
+            "image": geometry.image_key,
+            "level": next(i for i, one in enumerate(geometry.levels) if one is level),
+            "coordinate_system": geometry.system,
+            "microns_per_pixel": geometry.microns_per_pixel,
+            "microns_source": geometry.microns_source,
+            "chosen": geometry.why,
+        }
+
+    return json.dumps({sample.section.name: used(sample) for sample in cohort.samples})
 
 
 def check_apart(cohort: Cohort, layer: str | None = None) -> None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from geopandas import GeoDataFrame
 from scipy.spatial import cKDTree
 from spatialdata import SpatialData
-from spatialdata.transformations import get_transformation
-from xarray import DataArray, DataTree
+from xarray import DataArray
 
-from nh2st_scverse._constants import MICRONS_SUFFIX, VISIUM_PITCH_UM
-from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import check_positive, choose_key
-from nh2st_scverse.data.technologies import microns_of, unaligned, why_no_stain
+from nh2st_scverse._constants import MICRONS_SUFFIX, N_NODES, VISIUM_PITCH_UM
+from nh2st_scverse._validators import check_positive
+from nh2st_scverse.data.images import (
+    affine_of,
+    apply_affine,
+    choose_image,
+    choose_slide,
+    colours,
+    consistent_levels,
+    image_levels,
+    systems_of,
+)
+from nh2st_scverse.data.pixels import PLAIN, Colours
+from nh2st_scverse.data.technologies import microns_of, unaligned
 
 UNALIGNED = "no alignment: pixels of the H&E image are taken for pixels of the fluorescence"
-XY = ("x", "y")
+LARGEST_CELL = 40.0  # µm
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class Level:
     array: DataArray  # (c, y, x)
     from_shapes: np.ndarray  # (3, 3) affine: shapes coordinates (x, y, 1) -> pixels (x, y, 1) of this level
     microns_per_pixel: float
+    colours: Colours = PLAIN  # how its channels become RGB
 
     @property
     def size(self) -> tuple[int, int]:
@@ -45,20 +54,23 @@ class Geometry:
     instances: np.ndarray  # (n,) index of the shapes element
     microns_source: str  # where µm per pixel comes from
     doubt: str = ""  # about how the spots lie on the image
+    system: str = ""  # the coordinate system in which spots and image meet
+    why: str = ""  # the image was chosen among several
+    left_out: str = ""  # of the image: levels, channels
 
     @property
     def microns_per_pixel(self) -> float:
         """Resolution of the finest level, in µm per pixel."""
         return self.levels[0].microns_per_pixel
 
+    @property
+    def microns(self) -> float:
+        """µm per unit of the coordinates of the shapes."""
+        return float(np.sqrt(abs(np.linalg.det(self.levels[0].from_shapes[:2, :2]))) * self.microns_per_pixel)
+
     def pixels(self, level: int = 0) -> np.ndarray:
         """Centres of the spots in pixels of a level: (n, 2), x and y."""
         return apply_affine(self.levels[level].from_shapes, self.coordinates)
-
-
-def apply_affine(affine: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Map points: (3, 3) applied to (n, 2) gives (n, 2)."""
-    return xy @ affine[:2, :2].T + affine[:2, 2]
 
 
 def spot_spacing(xy: np.ndarray) -> float:
@@ -101,25 +113,36 @@ def spot_diameter(shapes: GeoDataFrame, geometry: Geometry) -> float:
     """Mean width of circles, or of polygons, in µm."""
     bounds = shapes.geometry.bounds  # of polygons; squares that touch do not overlap
     wide = shapes["radius"].mean() * 2 if "radius" in shapes else (bounds["maxx"] - bounds["minx"]).mean()
-    scale = np.sqrt(abs(np.linalg.det(geometry.levels[0].from_shapes[:2, :2]))) * geometry.microns_per_pixel
-    return float(wide * scale)
+    return float(wide * geometry.microns)
 
 
-def image_levels(image: DataArray | DataTree) -> list[DataArray]:
-    """The resolutions of a single or multiscale image, finest first."""
-    if isinstance(image, DataTree):
-        arrays = [next(iter(image[scale].data_vars.values())) for scale in image.children]
-        return sorted(arrays, key=lambda a: -a.sizes["x"])
-    return [image]
+def kind_of_shapes(shapes: GeoDataFrame, microns: float | None = None) -> str:
+    """What shapes look like: an ``"array"``, a ``"grid"`` of :func:`nh2st_scverse.pp.grid`, ``"cells"``, or nothing.
 
-
-def _affine(element: Any, system: str) -> np.ndarray:
-    transformation = get_transformation(element, to_coordinate_system=system)
-    return np.asarray(transformation.to_affine_matrix(XY, XY), dtype=float)
-
-
-def _systems(element: Any) -> set[str]:
-    return set(get_transformation(element, get_all=True))
+    Parameters
+    ----------
+    shapes
+        Circles or polygons.
+    microns
+        µm per unit of their coordinates; without it cells are not known.
+    """
+    if {"array_row", "array_col"} <= set(shapes.columns):
+        return "grid"
+    xy = shapes.geometry.centroid.get_coordinates().to_numpy(dtype=float)
+    if len(xy) < N_NODES or len(xy) < len(shapes) or not np.isfinite(xy).all():
+        return ""
+    bounds = shapes.geometry.bounds
+    width = (
+        shapes["radius"] * 2
+        if "radius" in shapes
+        else np.maximum(*(bounds[f"max{a}"] - bounds[f"min{a}"] for a in "xy"))
+    )
+    spacing = spot_spacing(xy)
+    nearest = cKDTree(xy).query(xy, 2)[0][:, 1]
+    regular = spacing > 0 and np.mean(np.abs(nearest / spacing - 1) < 0.25) > 0.8
+    if regular and width.std() <= 0.1 * width.mean():
+        return "array"
+    return "cells" if microns is not None and width.median() * microns <= LARGEST_CELL else ""
 
 
 def locate(
@@ -143,8 +166,9 @@ def locate(
     shapes_key
         Circles or polygons in ``sdata.shapes``.
     image_key
-        Image in ``sdata.images``; None takes the only one that shares a coordinate system with the spots. Downscaled
-        copies of the same picture count as one, of which the finest is taken.
+        Image in ``sdata.images``; None takes the one that shares a coordinate system with the spots. Of several, copies
+        of one picture count as one, of which the finest is taken, and those that are no H&E do not count; then the
+        place of the spots decides, then names.
     microns_per_pixel
         Of the full resolution of the image.
 
@@ -153,13 +177,12 @@ def locate(
     KeyError
         No image, or several different ones.
     ValueError
-        The coordinate systems contradict each other, or µm per pixel is unknown.
+        The image has no colours of a stain, the coordinate systems contradict each other, or µm per pixel is unknown.
     """
     shapes = sdata.shapes[shapes_key]
-    image_key = _choose_image(sdata, shapes_key, image_key)
-    arrays = image_levels(sdata.images[image_key])
-    _check_rgb(arrays[0], image_key, sdata)
-    shared = sorted(_systems(shapes) & _systems(arrays[0]))
+    image_key, why = choose_image(sdata, shapes_key, image_key)
+    arrays, how, left_out = _read(sdata, image_key)
+    shared = sorted(systems_of(shapes) & systems_of(arrays[0]))
 
     coordinates = shapes.geometry.centroid.get_coordinates().to_numpy(dtype=float)  # (n, 2)
     if len(coordinates) < len(shapes) or not np.isfinite(coordinates).all():
@@ -168,7 +191,7 @@ def locate(
             "ones. Drop these "
             "spots: sdata.shapes[...] = shapes[shapes.is_valid & ~shapes.is_empty]."
         )
-    maps = [np.linalg.inv(_affine(arrays[0], s)) @ _affine(shapes, s) for s in shared]
+    maps = [np.linalg.inv(affine_of(arrays[0], s)) @ affine_of(shapes, s) for s in shared]
     moved = [apply_affine(m, coordinates) for m in maps]
     disagreement = max(float(np.abs(m - moved[0]).max()) for m in moved)
     if disagreement > 0.01 * max(arrays[0].sizes["x"], arrays[0].sizes["y"]):
@@ -182,14 +205,15 @@ def locate(
     if known is not None:  # per unit of the shapes -> per pixel
         known = known[0] / float(np.sqrt(abs(np.linalg.det(maps[0][:2, :2])))), known[1]
     microns, source = _microns_per_pixel(arrays[0], moved[0], microns_per_pixel, image_key, known)
-    base = np.sqrt(abs(np.linalg.det(_affine(arrays[0], shared[0])[:2, :2])))
+    base = np.sqrt(abs(np.linalg.det(affine_of(arrays[0], shared[0])[:2, :2])))
     levels = []
     for array in arrays:
-        to_system = _affine(array, shared[0])  # every level carries its own scale
+        to_system = affine_of(array, shared[0])  # every level carries its own scale
         scale = np.sqrt(abs(np.linalg.det(to_system[:2, :2]))) / base
-        levels.append(Level(array, np.linalg.inv(to_system) @ _affine(shapes, shared[0]), microns * scale))
+        levels.append(Level(array, np.linalg.inv(to_system) @ affine_of(shapes, shared[0]), microns * scale, how))
     doubt = UNALIGNED if unaligned(sdata, image_key, arrays[0]) else ""
-    return Geometry(image_key, tuple(levels), coordinates, shapes.index.to_numpy(), source, doubt)
+    instances = shapes.index.to_numpy()
+    return Geometry(image_key, tuple(levels), coordinates, instances, source, doubt, shared[0], why, left_out)
 
 
 def locate_image(
@@ -202,7 +226,7 @@ def locate_image(
     sdata
         The object.
     image_key
-        Image in ``sdata.images``; None takes the only one, or the finest of several copies of one picture.
+        Image in ``sdata.images``; None takes the only one that is H&E, or the finest of several copies of it.
     microns_per_pixel
         Of the full resolution of the image, when no coordinate system ending in ``microns`` tells.
 
@@ -213,84 +237,25 @@ def locate_image(
     ValueError
         µm per pixel is unknown, or the image is not RGB.
     """
-    if (
-        image_key is None
-        and len(sdata.images) > 1
-        and _copies(sdata, list(sdata.images), set(sdata.coordinate_systems))
-    ):
-        image_key = max(sdata.images, key=lambda k: image_levels(sdata.images[k])[0].sizes["x"])
-    image_key = choose_key(sdata.images, image_key, what="images", argument="image_key")
-    arrays = image_levels(sdata.images[image_key])
-    _check_rgb(arrays[0], image_key, sdata)
+    image_key, why = choose_slide(sdata, image_key)
+    arrays, how, left_out = _read(sdata, image_key)
     microns, source = _microns_per_pixel(arrays[0], np.empty((0, 2)), microns_per_pixel, image_key)
-    system = min(_systems(arrays[0]))
-    base = _affine(arrays[0], system)
+    system = min(systems_of(arrays[0]))
+    base = affine_of(arrays[0], system)
     levels = []
     for array in arrays:
-        from_base = np.linalg.inv(_affine(array, system)) @ base
-        levels.append(Level(array, from_base, microns / np.sqrt(abs(np.linalg.det(from_base[:2, :2])))))
-    return Geometry(image_key, tuple(levels), np.empty((0, 2)), np.empty(0), source)
+        from_base = np.linalg.inv(affine_of(array, system)) @ base
+        levels.append(Level(array, from_base, microns / np.sqrt(abs(np.linalg.det(from_base[:2, :2]))), how))
+    return Geometry(image_key, tuple(levels), np.empty((0, 2)), np.empty(0), source, "", system, why, left_out)
 
 
-def _check_rgb(array: DataArray, image_key: str, sdata: SpatialData) -> None:
-    if array.sizes["c"] not in (3, 4):
-        raise ValueError(
-            f"Expected an RGB image (3 channels), found {array.sizes['c']} in {image_key!r}: is it H&E? "
-            f"Available images: {list(sdata.images)}; pass image_key=."
-        )
-
-
-def _choose_image(sdata: SpatialData, shapes_key: str, image_key: str | None) -> str:
-    systems = _systems(sdata.shapes[shapes_key])
-    sharing = [k for k in sdata.images if _systems(image_levels(sdata.images[k])[0]) & systems]
-    no_stain = {k: why for k in sharing if (why := why_no_stain(k, image_levels(sdata.images[k])[0]))}
-    sharing = [k for k in sharing if k not in no_stain]
-    if image_key in no_stain:
-        raise ValueError(
-            f"Image {image_key!r} is not the H&E to predict from: {no_stain[image_key]}. Images that may be: "
-            f"{sharing}. Add the H&E image at full resolution."
-        )
-    if image_key is not None:
-        if image_key not in sdata.images:
-            raise KeyError(f"image_key={image_key!r} is not there. Available images: {list(sdata.images)}.")
-        if image_key not in sharing:
-            raise ValueError(
-                f"Image {image_key!r} and spots {shapes_key!r} share no coordinate system (spots are in "
-                f"{sorted(systems)}). Register them with spatialdata.transformations.set_transformation."
-            )
-        return image_key
-    if not sharing:
-        others = [f"{k} ({no_stain[k]})" if k in no_stain else k for k in sdata.images]
-        raise KeyError(
-            f"Expected an image that shares a coordinate system with {shapes_key!r} ({sorted(systems)}), found none. "
-            f"Available images: {others}. Add the H&E image, or register it with "
-            "spatialdata.transformations.set_transformation."
-        )
-    if len(sharing) > 1 and not _copies(sdata, sharing, systems):
-        raise KeyError(
-            f"Found several images under {shapes_key!r} and cannot choose: pass image_key= one of {sharing}."
-        )
-    finest = max(sharing, key=lambda k: image_levels(sdata.images[k])[0].sizes["x"])
-    if len(sharing) > 1 and tuple(sharing) not in _told:  # a session asks for the same image many times
-        _told.add(tuple(sharing))
-        logger.info("%s are one picture at several resolutions; using the finest, %r.", sharing, finest)
-    return finest
-
-
-_told: set[tuple[str, ...]] = set()
-
-
-def _copies(sdata: SpatialData, image_keys: list[str], systems: set[str]) -> bool:
-    """Whether images are one picture at different resolutions: all of different size, on the same place."""
-    arrays = [image_levels(sdata.images[key])[0] for key in image_keys]
-    common = systems.intersection(*map(_systems, arrays))
-    if not common or len({array.sizes["x"] for array in arrays}) < len(arrays):
-        return False
-    system = min(common)
-    corners = [
-        apply_affine(_affine(a, system), np.array([[0, 0], [a.sizes["x"], a.sizes["y"]]], dtype=float)) for a in arrays
-    ]
-    return all(np.allclose(c, corners[0], atol=0.02 * np.abs(corners[0]).max()) for c in corners)
+def _read(sdata: SpatialData, image_key: str) -> tuple[list[DataArray], Colours, str]:
+    """The levels of an image that show one thing, how their channels become RGB, and what is left out."""
+    arrays, how = image_levels(sdata.images[image_key]), colours(sdata, image_key)
+    keep = consistent_levels(arrays, how)
+    other = [i for i in range(len(arrays)) if i not in keep]
+    levels = f"levels {other}, which show something else than the finest one" if other else ""
+    return [arrays[i] for i in keep], how, ", ".join(filter(None, [how.note, levels]))
 
 
 def _microns_per_pixel(
@@ -303,9 +268,9 @@ def _microns_per_pixel(
     if given is not None:
         check_positive(given, argument="microns_per_pixel")
         return float(given), "given"
-    for system in sorted(_systems(array)):
+    for system in sorted(systems_of(array)):
         if system.endswith(MICRONS_SUFFIX.strip("_")):
-            return float(np.sqrt(abs(np.linalg.det(_affine(array, system)[:2, :2])))), f"coordinate system {system!r}"
+            return float(np.sqrt(abs(np.linalg.det(affine_of(array, system)[:2, :2])))), f"coordinate system {system!r}"
     if known is not None:
         return known
     if is_hexagonal(spots):

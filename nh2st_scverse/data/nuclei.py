@@ -14,7 +14,6 @@ from skimage.morphology import remove_small_objects
 from skimage.segmentation import watershed
 
 from nh2st_scverse.data.geometry import Level
-from nh2st_scverse.data.patches import to_uint8
 
 BLUR_UM = 0.5  # smooths chromatin, and the noise of the camera
 AROUND_UM = 25.0  # a nucleus is darker than what is this near
@@ -93,4 +92,4 @@ def find_nuclei(level: Level, tile_um: float) -> Iterator[np.ndarray]:
 
 def _read(level: Level, left: int, top: int, right: int, bottom: int) -> np.ndarray:
     part = level.array.isel(y=slice(top, bottom), x=slice(left, right)).transpose("y", "x", "c")
-    return to_uint8(part.values)
+    return level.colours.to_rgb(part.values)

@@ -18,6 +18,7 @@ from PIL import Image
 from xarray import DataArray
 
 from nh2st_scverse.data.geometry import Geometry, Level, apply_affine
+from nh2st_scverse.data.pixels import PLAIN, Colours
 
 BLOCK = 2048  # px: patches are cut block by block of the image, so that neighbouring ones use the same pixels
 BATCH = 64  # patches
@@ -105,7 +106,7 @@ def cut(geometry: Geometry, work: Sequence[tuple[np.ndarray, float]], *, size_px
         centres = apply_affine(level.from_shapes, geometry.coordinates[spots])  # (b, 2) x, y
         windows.append((level, np.round(centres - side / 2).astype(int), side))
     pixels = {
-        id(level): Pixels(level.array, [(corners, side) for at, corners, side in windows if at is level])
+        id(level): Pixels(level, [(corners, side) for at, corners, side in windows if at is level])
         for level in geometry.levels
     }
 
@@ -125,14 +126,14 @@ class Pixels:
 
     Parameters
     ----------
-    image
-        (c, y, x), lazy or in memory.
+    level
+        Of an image, lazy or in memory.
     windows
         Upper left corners (b, 2) in x, y, and side, of every batch that will be read.
     """
 
-    def __init__(self, image: DataArray, windows: Iterable[tuple[np.ndarray, int]]) -> None:
-        self.image = image.transpose("c", "y", "x")
+    def __init__(self, level: Level, windows: Iterable[tuple[np.ndarray, int]]) -> None:
+        self.image, self.colours = level.array.transpose("c", "y", "x"), level.colours
         self.lazy = isinstance(self.image.data, da.Array)
         if self.lazy:
             self.edges = [np.cumsum((0, *sizes)) for sizes in self.image.data.chunks[:0:-1]]  # x, y
@@ -158,7 +159,7 @@ class Pixels:
         What lies beyond the image is white.
         """
         if not self.lazy:
-            yield lambda i: read_pixels(self.image, corners[i], corners[i] + side)
+            yield lambda i: read_pixels(self.image, corners[i], corners[i] + side, self.colours)
             return
         under = self._under(corners, side)
         self._read([chunk for chunk in dict.fromkeys(c for chunks in under for c in chunks) if chunk not in self.held])
@@ -182,7 +183,7 @@ class Pixels:
                 wanted[chunk] = None
         blocks = self.image.data.blocks
         for chunk, pixels in zip(wanted, dask.compute(*(blocks[:, y, x] for x, y in wanted)), strict=True):
-            self.held[chunk] = to_uint8(pixels.transpose(1, 2, 0))
+            self.held[chunk] = self.colours.to_rgb(pixels.transpose(1, 2, 0))
 
     def _n_bytes(self, chunk: Chunk) -> int:
         width, height = (edges[at + 1] - edges[at] for edges, at in zip(self.edges, chunk, strict=True))
@@ -214,7 +215,7 @@ def ahead(items: Iterator[T], n: int = 3) -> Iterator[T]:
         pool.shutdown(cancel_futures=True)
 
 
-def read_pixels(image: DataArray, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def read_pixels(image: DataArray, start: np.ndarray, stop: np.ndarray, colours: Colours = PLAIN) -> np.ndarray:
     """Read [start, stop) in x, y as (h, w, 3) uint8; what lies beyond the image is white."""
     size = np.array([image.sizes["x"], image.sizes["y"]])
     low, high = np.clip(start, 0, size), np.clip(stop, 0, size)
@@ -223,30 +224,15 @@ def read_pixels(image: DataArray, start: np.ndarray, stop: np.ndarray) -> np.nda
     if (high > low).all():
         part = image.isel(x=slice(low[0], high[0]), y=slice(low[1], high[1])).transpose("y", "x", "c").values
         (x, y), (w, h) = low - start, high - low
-        pixels[y : y + h, x : x + w] = to_uint8(part)
+        pixels[y : y + h, x : x + w] = colours.to_rgb(part)
     return pixels
-
-
-def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """RGB as uint8 from (y, x, c): 8 bit as it is, floats in [0, 1] scaled, an alpha channel dropped."""
-    if pixels.shape[-1] not in (3, 4):
-        raise ValueError(f"Expected an RGB image (3 channels), found {pixels.shape[-1]} channels: is it H&E?")
-    pixels = pixels[..., :3]
-    if pixels.dtype == np.uint8:
-        return pixels
-    highest = float(pixels.max(initial=0))
-    if np.issubdtype(pixels.dtype, np.floating) and highest <= 1.5:  # resampling overshoots 1 a little
-        return np.round(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    if highest <= 256:
-        return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
-    raise ValueError(f"Expected 8-bit RGB or floats in [0, 1], found {pixels.dtype} up to {highest:g}: rescale it.")
 
 
 def thumbnail(geometry: Geometry, longest: int = 1024) -> tuple[np.ndarray, Level]:
     """A small picture (h, w, 3) of the whole image, and the level whose pixels it strides over."""
     level = next((lv for lv in geometry.levels if max(lv.size) <= longest), geometry.levels[-1])
     step = max(1, max(level.size) // longest)
-    return to_uint8(level.array[:, ::step, ::step].transpose("y", "x", "c").values), level
+    return level.colours.to_rgb(level.array[:, ::step, ::step].transpose("y", "x", "c").values), level
 
 
 def image_fingerprint(geometry: Geometry, order: np.ndarray, n_samples: int = 16, side: int = 32) -> str:
@@ -258,7 +244,7 @@ def image_fingerprint(geometry: Geometry, order: np.ndarray, n_samples: int = 16
     digest = hashlib.sha256(repr((level.size, np.round(geometry.microns_per_pixel, 6))).encode())
     centres = geometry.pixels()[order]
     corners = np.round(centres[np.linspace(0, len(centres) - 1, n_samples).astype(int)] - side / 2).astype(int)
-    with Pixels(level.array, [(corners, side)]).load(corners, side) as window:
+    with Pixels(level, [(corners, side)]).load(corners, side) as window:
         for i in range(n_samples):
             digest.update(window(i).tobytes())
     digest.update(thumbnail(geometry)[0].tobytes())

@@ -12,7 +12,7 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._options import ANY, Elements
 from nh2st_scverse._validators import check_link, check_unique, choose_key
 from nh2st_scverse.data.checks import on_image
-from nh2st_scverse.data.geometry import Geometry, locate, spot_diameter, spot_spacing
+from nh2st_scverse.data.geometry import Geometry, kind_of_shapes, locate, spot_diameter, spot_spacing
 from nh2st_scverse.data.neighbours import Neighbours, alone, neighbourhoods
 from nh2st_scverse.data.technologies import regions_of
 
@@ -77,6 +77,44 @@ def choose_table(sdata: SpatialData, table_key: str | None) -> str:
             "a slide without counts with model=."
         )
     return choose_key(annotating, table_key, what="tables that annotate spots", argument="table_key")
+
+
+def choose_places(sdata: SpatialData, elements: Elements) -> list[str]:
+    """The shapes that look like spots (an array, a grid, cells) where no table says which are; those that are named.
+
+    Raises
+    ------
+    KeyError
+        There are none, or only shapes of other outlines, as regions that somebody drew.
+    """
+    keys = list(sdata.shapes)
+    if elements.shapes is not None:
+        return [choose_key(keys, elements.shapes, what="shapes", argument="shapes_key")]
+    spots = [key for key in keys if kind_of_shapes(sdata.shapes[key], _microns(sdata, key, elements))]
+    others = [key for key in keys if key not in spots]
+    if not spots:
+        raise KeyError(
+            f"Expected shapes that look like spots (an array, a grid or cells), found {others} "
+            f"({', '.join(str(len(sdata.shapes[key])) for key in others)} outlines of other kinds, as regions that "
+            "somebody drew). Pass shapes_key= to predict at their centres all the same; for all of the tissue call "
+            "nh.pp.grid(sdata, model=model) first, and pass shapes_key='nh2st_grid'."
+        )
+    if others and tuple(others) not in _told:
+        _told.add(tuple(others))
+        logger.info("Shapes %s are taken for spots; %s look like something else.", spots, others)
+    return spots
+
+
+_told: set[tuple[str, ...]] = set()
+
+
+def _microns(sdata: SpatialData, key: str, elements: Elements) -> float | None:
+    """µm per unit of the coordinates of shapes; None where it is not known, which is told when they are chosen."""
+    try:
+        image, microns = elements.image_of(key), elements.microns_per_pixel
+        return locate(sdata, key, image_key=image, microns_per_pixel=microns).microns
+    except (KeyError, ValueError):
+        return None
 
 
 def locate_sections(sdata: SpatialData, elements: Elements = ANY, *, n_nodes: int = N_NODES) -> list[Section]:

@@ -12,8 +12,10 @@ from spatialdata.models import Image2DModel
 
 from nh2st_scverse._logging import quiet
 from nh2st_scverse._validators import choose_key
-from nh2st_scverse.data.geometry import Geometry, _affine, _systems, apply_affine, image_levels
+from nh2st_scverse.data.geometry import Geometry
+from nh2st_scverse.data.images import affine_of, apply_affine, image_levels, systems_of
 from nh2st_scverse.data.patches import thumbnail
+from nh2st_scverse.data.pixels import not_scanned
 
 THUMBNAIL = 2048  # px: tissue is looked for in a picture of about this size
 HOLES = 0.001  # of the picture: smaller holes are tissue (fat, vessels)
@@ -65,11 +67,15 @@ def detect_tissue(geometry: Geometry, min_piece_um: float) -> Tissue:
     """Tissue by ``squidpy.experimental.im.detect_tissue`` in a thumbnail of the image.
 
     squidpy enlarges its mask to the size of the image it gets: it gets the thumbnail alone, so that memory does not
-    depend on the slide. Pieces smaller than a square of side `min_piece_um` (dust, fiducials) are left out.
+    depend on the slide. What was not scanned (black) and ink are no tissue. Pieces smaller than a square of side
+    `min_piece_um` (dust, fiducials) are left out.
     """
     picture, level = thumbnail(geometry, THUMBNAIL)
     every = -(-max(picture.shape) // THUMBNAIL)
-    picture = np.ascontiguousarray(picture[::every, ::every])
+    picture = picture[::every, ::every].copy()
+    scanned = ~not_scanned(picture)
+    if not scanned.all():  # black areas and ink become glass
+        picture[~scanned] = np.percentile(picture[scanned], 95, axis=0) if scanned.any() else 255
     step = level.size[0] / picture.shape[1]
     side_um = step * level.microns_per_pixel
     small = SpatialData(images={"thumbnail": Image2DModel.parse(picture.transpose(2, 0, 1), dims=("c", "y", "x"))})
@@ -99,13 +105,13 @@ def given_tissue(sdata: SpatialData, key: str, image_key: str) -> Tissue:
     element = sdata[key]
     image = image_levels(sdata.images[image_key])[0]
     target = element if isinstance(element, gpd.GeoDataFrame) else image_levels(element)[0]
-    shared = sorted(_systems(image) & _systems(target))
+    shared = sorted(systems_of(image) & systems_of(target))
     if not shared:
         raise ValueError(
             f"Tissue {key!r} and image {image_key!r} share no coordinate system. Register them with "
             "spatialdata.transformations.set_transformation."
         )
-    to_mask = np.linalg.inv(_affine(target, shared[0])) @ _affine(image, shared[0])
+    to_mask = np.linalg.inv(affine_of(target, shared[0])) @ affine_of(image, shared[0])
     if isinstance(target, gpd.GeoDataFrame):
         kinds = set(target.geometry.geom_type)
         if not kinds <= {"Polygon", "MultiPolygon"}:

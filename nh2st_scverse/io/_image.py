@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import re
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,9 @@ from dask.base import tokenize
 from numpy.typing import NDArray
 
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import as_file, examples
+from nh2st_scverse._validators import as_file
+from nh2st_scverse.data.images import PLACES, TOLERANCE
+from nh2st_scverse.data.pixels import DARK, ORIGINAL, on_white, order_of
 
 IMAGE_SUFFIXES = (".svs", ".ndpi", ".tif", ".tiff", ".btf", ".scn", ".bif", ".jpg", ".jpeg", ".png")
 CHUNK = 1024
@@ -40,11 +41,6 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes, the last two of 
 JPEG_CODECS = {6, 7, 34892, 33007}  # decoded to RGB, whatever they hold
 APERIO_YCBCR = 33003  # JPEG 2000 whose colours nobody but its readers turns into RGB
 ORIENTATION = 274  # the tag, and that of EXIF
-PLACES = ((0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))  # y and x, as parts of a picture
-TOLERANCE = 25  # of 255, between the colours of two levels at one place
-DARK = 60  # of 255: the ground of fluorescence; that of a stained slide is above 200
-MARKER = r"dapi|hoechst|fitc|tritc|gfp|rfp|yfp|texas ?red|\b(cy|af|alexa|opal|atto)[ -]?(fluor)?[ -]?\d+"
-ORIGINAL = "Use the colour image that was taken in bright light."
 NO_STAIN = f"There is no H&E stain to learn from. {ORIGINAL}"
 EIGHT_BITS = (
     "expected 8 bits per channel (uint8). Convert it, or pass an array of uint8: "
@@ -251,7 +247,7 @@ def _colours(path: Path, tiff: tifffile.TiffFile, which: int) -> dict[str, Any] 
     if kind in (0, 1) and n == 1:
         raise ValueError(f"{path} is greyscale{inverted}: expected the axes y, x and 3 channels. {NO_STAIN}")
     names = _channel_names(tiff, page.imagewidth)
-    order = _order(path, names)
+    order = order_of(names, what=str(path))
     if kind == 0 or n == 2 or (kind == 1 and n != 3):
         raise ValueError(
             f"{path} is not an RGB image{inverted}: expected the axes y, x and 3 channels, found {series.axes} of "
@@ -276,14 +272,13 @@ def _colours(path: Path, tiff: tifffile.TiffFile, which: int) -> dict[str, Any] 
 
 
 def _channel_names(tiff: tifffile.TiffFile, width: int) -> list[str]:
-    """Names of the channels as OME-XML or ImageJ give them; empty ones where they say nothing."""
+    """Names of the channels as OME-XML or ImageJ give them."""
     pixels = ome_pixels(tiff, width)
     if pixels is not None:
         names = [one.get("Name") or one.get("Fluor") or "" for one in pixels if one.tag.endswith("}Channel")]
     else:
         names = [str(name) for name in (tiff.imagej_metadata or {}).get("Labels", [])]
-    generic = r"((channel|image|page|sample|band|ch|c)[\s:_#-]*)?[\d:/_ -]*"  # "Channel 1", "C:0", "2"
-    return ["" if re.fullmatch(generic, name.strip(), flags=re.IGNORECASE) else name.strip() for name in names]
+    return names
 
 
 def ome_pixels(tiff: tifffile.TiffFile, width: int) -> Any:
@@ -293,16 +288,6 @@ def ome_pixels(tiff: tifffile.TiffFile, width: int) -> Any:
     except ET.ParseError:
         return None
     return next((one for one in every if one.tag.endswith("}Pixels") and one.get("SizeX") == str(width)), None)
-
-
-def _order(path: Path, names: list[str]) -> tuple[int, ...] | None:
-    """Positions of red, green and blue by the names of the channels; None if they are not named so."""
-    short = [name[0].lower() if re.fullmatch(r"r(ed)?|g(reen)?|b(lue)?", name.lower()) else name for name in names]
-    if sorted(short) == ["b", "g", "r"]:
-        return tuple(short.index(one) for one in "rgb")
-    if any(re.search(MARKER, name, flags=re.IGNORECASE) for name in short) or len(set(short) - {"", *"rgb"}) > 1:
-        raise ValueError(f"{path} is not H&E: its channels are {examples(names)}. {ORIGINAL}")
-    return None
 
 
 def _level(source: Source, axes: str, shape: tuple[int, ...]) -> tuple[Source, da.Array]:
@@ -428,9 +413,12 @@ def _from_array(image: NDArray[Any] | da.Array) -> da.Array:
                 f"The image is {image.dtype} with values from {low:g} to {high:g}: expected uint8 (0 to 255), or float "
                 f'from 0 to 1. If it is meant so, pass `{scaled}.round().astype("uint8")`.'
             )
+    if shape[-1] == 4 and not np.asarray(image[:: max(1, shape[0] // 64), :: max(1, shape[1] // 64), 3]).any():
+        logger.warning("The image has a fourth channel that is 0 everywhere: no opacity, left out.")
+        image = image[..., :3]
     array = image if isinstance(image, da.Array) else da.from_array(image, chunks=(CHUNK, CHUNK, -1))
     array = array.transpose(2, 0, 1).rechunk((-1, CHUNK, CHUNK))
-    if array.dtype == np.uint8 and shape[-1] == 3:
+    if array.dtype == np.uint8 and len(array) == 3:
         return array
     return array.map_blocks(
         lambda block: on_white(block.transpose(1, 2, 0)).transpose(2, 0, 1),
@@ -438,19 +426,6 @@ def _from_array(image: NDArray[Any] | da.Array) -> da.Array:
         chunks=((3,), *array.chunks[1:]),
         meta=np.empty((0, 0, 0), np.uint8),
     )
-
-
-def on_white(pixels: NDArray[Any], *, premultiplied: bool = False) -> NDArray[np.uint8]:
-    """(y, x, 3 or 4), uint8 or float in [0, 1], to (y, x, 3) uint8; opacity on white."""
-    if pixels.dtype == np.uint8 and pixels.shape[-1] == 3:
-        return pixels
-    values = pixels.astype(np.float32)
-    if pixels.dtype == np.uint8:
-        values /= 255
-    if values.shape[-1] == 4:
-        opacity = values[..., 3:]
-        values = values[..., :3] * (1 if premultiplied else opacity) + (1 - opacity)
-    return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
 
 
 def _halve(image: da.Array) -> da.Array:

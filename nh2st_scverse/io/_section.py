@@ -27,11 +27,23 @@ def spacing(xy: NDArray[Any]) -> float:
     The nearest neighbour alone is biased when spots are jittered (legacy ST): the median is taken over all neighbours
     at about that distance, which are up to 4 on a square and 6 on a hexagonal grid.
     """
+    check_finite(xy)
     if len(xy) < 2:
         return float("nan")
     distances = cKDTree(xy).query(xy, k=min(7, len(xy)))[0][:, 1:]
     nearest = np.median(distances[:, 0])
     return float(np.median(distances[distances <= 1.25 * nearest]))
+
+
+def check_finite(xy: NDArray[Any]) -> None:
+    """Raise ValueError when spots (n, 2) have no place."""
+    lacking = ~np.isfinite(xy).all(axis=1)
+    if lacking.any():
+        raise ValueError(
+            f"Expected x and y of every spot, found {int(lacking.sum())} of {len(xy)} spots without (NaN or infinite), "
+            f"the first in row {int(np.argmax(lacking))}. Leave them out: "
+            "adata[np.isfinite(adata.obsm['spatial']).all(axis=1)]."
+        )
 
 
 def check_inside(xy: NDArray[Any], image: da.Array, *, swap: str, scales: Sequence[float] = ()) -> None:
@@ -48,9 +60,8 @@ def check_inside(xy: NDArray[Any], image: da.Array, *, swap: str, scales: Sequen
     scales
         Known px of image per px of coordinates, e.g. Space Ranger's ``tissue_hires_scalef``.
     """
+    check_finite(xy)
     size = np.array([image.shape[2], image.shape[1]])
-    if not np.isfinite(xy).all():
-        raise ValueError(f"{int((~np.isfinite(xy)).any(1).sum())} of {len(xy)} spots have no pixel coordinates (NaN).")
 
     def n_outside(points: NDArray[Any]) -> int:
         return int(((points < 0) | (points >= size)).any(1).sum())

@@ -119,7 +119,7 @@ def read_window(
     to_full = full.from_shapes @ np.linalg.inv(level.from_shapes) @ np.diag([step, step, 1.0])
     corners = apply_affine(np.linalg.inv(to_full), np.stack([low, high]) / microns)
     start, stop = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
-    pixels = read_pixels(level.array[:, ::step, ::step], start, stop)
+    pixels = read_pixels(level.array[:, ::step, ::step], start, stop, level.colours)
     (left, top), (right, bottom) = apply_affine(to_full, np.stack([start, stop]).astype(float)) * microns
     return pixels, (float(left), float(right), float(bottom), float(top))
 

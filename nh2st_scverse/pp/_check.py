@@ -23,7 +23,7 @@ from nh2st_scverse.data.cohort import check_image_keys, counts_of, default_patch
 from nh2st_scverse.data.expression import is_logged, matrix
 from nh2st_scverse.data.geometry import locate, locate_image, spot_diameter, spot_spacing
 from nh2st_scverse.data.quality import places_on
-from nh2st_scverse.data.section import locate_sections
+from nh2st_scverse.data.section import choose_places, locate_sections
 from nh2st_scverse.data.technologies import regions_of
 from nh2st_scverse.data.tissue import detect_tissue
 
@@ -123,7 +123,7 @@ def check(
     microns_per_pixel
         Of the image at full resolution, when the object does not tell.
     allow
-        Known problems to go on with: ``"coarse"``, ``"off_tissue"``.
+        Known problems to go on with: ``"coarse"``, ``"off_tissue"``, ``"other_stain"``.
 
     Returns
     -------
@@ -169,11 +169,21 @@ def check(
             table_key = table_key if unique else None
         elif sdata.shapes:
             lines.add("table", "none: a model's prediction makes one, training needs counts")
-            regions = [shapes_key] if shapes_key is not None else list(sdata.shapes)
+            regions = choose_places(sdata, Elements(None, shapes_key, image_key, microns_per_pixel))
+            others = [name for name in sdata.shapes if name not in regions]
+            if others and shapes_key is None:
+                lines.add("left out", f"shapes {others}, which look like neither an array, a grid nor cells")
         else:
             lines.add("table", "none: nh.tl.predict_expression(slide, model=model) makes a grid and a table")
             with lines.errors("image"):
-                _slide(sdata, image_key if isinstance(image_key, str) else None, microns_per_pixel, patch_um, lines)
+                _slide(
+                    sdata,
+                    image_key if isinstance(image_key, str) else None,
+                    microns_per_pixel,
+                    allowed,
+                    patch_um,
+                    lines,
+                )
 
     pieces: list[Piece] = []
     for region in regions:
@@ -227,11 +237,19 @@ def _table(sdata: SpatialData, table_key: str, layer: str | None, lines: _Lines)
 
 
 def _slide(
-    sdata: SpatialData, image_key: str | None, microns_per_pixel: float | None, patch_um: float | None, lines: _Lines
+    sdata: SpatialData,
+    image_key: str | None,
+    microns_per_pixel: float | None,
+    allowed: frozenset[str],
+    patch_um: float | None,
+    lines: _Lines,
 ) -> None:
     geometry = locate_image(sdata, image_key=image_key, microns_per_pixel=microns_per_pixel)
     lines.section = geometry.image_key
-    lines.show(checks.image(geometry))
+    kind = checks.allowed(checks.image_kind(geometry), allowed)
+    lines.show([*checks.image(geometry), *kind])
+    if any(problem.status == "error" for problem in kind):
+        return
     if patch_um is not None:
         lines.show(checks.resolution(geometry, patch_um))
     with lines.errors("tissue"):
@@ -262,6 +280,11 @@ def _section(
         lines.show(checks.image(geometry))
         return []
     patch = round(default_patch(spacing), 1) if patch_um is None else patch_um
+    kind = checks.allowed(checks.image_kind(geometry), elements.allow)
+    if any(problem.status == "error" for problem in kind):  # nothing else can be told from it
+        lines.show([*checks.image(geometry), *kind])
+        return []
+    lines.show([*kind, *checks.outlines(sdata.shapes[region], geometry)])
     found = checks.in_section(
         geometry,
         diameter_um=spot_diameter(sdata.shapes[region], geometry),

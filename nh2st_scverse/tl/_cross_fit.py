@@ -16,7 +16,7 @@ from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Elements, Panel, Run
 from nh2st_scverse.data.checks import low_scores, raise_or_log
-from nh2st_scverse.data.cohort import Cohort, check_apart, collect
+from nh2st_scverse.data.cohort import Cohort, check_apart, collect, elements_of
 from nh2st_scverse.data.folds import Fold
 from nh2st_scverse.data.inputs import KeptFeatures, Recipe
 from nh2st_scverse.data.targets import Counts, Targets, check_panel, choose_panel, measure
@@ -184,6 +184,7 @@ def cross_fit(
     spread, widths = _spread(targets, folds, predicted) if uncertainty else (None, None)
     about = models[0].provenance() | {
         "cross_fitted": True,
+        "elements": elements_of(cohort),
         "model": ",".join(model.identifier for model in models),
         "folds": json.dumps([fold.name for fold in folds]),
         "mean_pearson": float(pd.Series(scores).mean()),

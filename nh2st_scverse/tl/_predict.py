@@ -18,10 +18,10 @@ from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Elements, Run, as_flag
 from nh2st_scverse._validators import check_name, choose_key
-from nh2st_scverse.data.cohort import Cohort, Sample, collect, collect_places
+from nh2st_scverse.data.cohort import Cohort, Sample, collect, collect_places, elements_of
 from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patches, encode
 from nh2st_scverse.data.neighbours import interleave, ring_neighbourhoods, thinned_neighbourhoods
-from nh2st_scverse.data.section import Section
+from nh2st_scverse.data.section import Section, choose_places
 from nh2st_scverse.data.technologies import regions_of
 from nh2st_scverse.encoders import Encoder, Precomputed, get
 from nh2st_scverse.model import NH2ST, check_residuals, novelty_of
@@ -227,7 +227,7 @@ def _predict(cohort: Cohort, model: NH2ST, inputs: Sequence[np.ndarray], device:
         embedding=model.embed(values),
         border=border(cohort, model.config),
         about=model.provenance()
-        | {"cross_fitted": False, "spot_um": model.card.spot_um}
+        | {"cross_fitted": False, "spot_um": model.card.spot_um, "elements": elements_of(cohort)}
         | _expected(model, pairs, device),
         std=std,
         widths=widths,
@@ -375,6 +375,7 @@ def _places(
         # laid over tissue just now
         elements = replace(elements, shapes=GRID, image=image_key, allow=elements.allow | {"off_tissue"})
     shapes = {grid[0]: grid[1]} if grid else dict(sdata.shapes)
-    key = choose_key(shapes, elements.shapes, what="shapes", argument="shapes_key")
+    keys = [GRID] if grid else choose_places(sdata, elements)
+    key = choose_key(keys, None, what="shapes", argument="shapes_key")
     n_nodes = model.config.n_nodes
     return collect_places(sdata, key, shapes[key], elements, patch_um=model.patch_um, n_nodes=n_nodes), grid

@@ -14,7 +14,7 @@ from spatialdata.transformations import Identity
 import nh2st_scverse as nh
 from nh2st_scverse.data import patches as module
 from nh2st_scverse.data.geometry import Geometry, locate
-from nh2st_scverse.data.patches import image_fingerprint, iter_patches, overhang, read_pixels, to_uint8
+from nh2st_scverse.data.patches import image_fingerprint, iter_patches, overhang, read_pixels
 from nh2st_scverse.data.section import locate_sections
 
 
@@ -124,25 +124,6 @@ def test_kinds_of_images_give_the_same_patches(fine: SpatialData, kind: str) -> 
         assert np.abs(found.astype(int) - expected).mean() < 0.1
     else:
         assert np.array_equal(found, expected)
-
-
-def test_undershoot_does_not_wrap_around() -> None:
-    assert np.array_equal(to_uint8(np.array([[[-0.02, 0.5, 1.01]]])), [[[0, 128, 255]]])
-    assert np.array_equal(to_uint8(np.array([[[-3.0, 127.6, 255.4]]])), [[[0, 128, 255]]])
-
-
-@pytest.mark.parametrize(
-    ("pixels", "message"),
-    [
-        (np.zeros((4, 4, 1), np.uint8), "RGB image .3 channels., found 1"),
-        (np.zeros((4, 4, 2), np.uint8), "found 2 channels"),
-        (np.full((4, 4, 3), 4095, np.uint16), "found uint16 up to 4095: rescale"),
-        (np.full((4, 4, 3), np.nan), "found float64 up to nan"),
-    ],
-)
-def test_other_images_are_refused(pixels: np.ndarray, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        to_uint8(pixels)
 
 
 def test_only_what_is_needed_is_read() -> None:

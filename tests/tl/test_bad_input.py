@@ -68,9 +68,8 @@ def second_table(sdata: SpatialData) -> None:
 
 def second_image(sdata: SpatialData) -> None:
     systems = get_transformation(sdata.images["section_0_image"], get_all=True)
-    sdata.images["stain"] = Image2DModel.parse(
-        np.zeros((3, 1600, 1600), np.uint8), dims=("c", "y", "x"), transformations=systems
-    )
+    other = sdata.images["section_0_image"]["scale0"]["image"].values[:, ::-1]
+    sdata.images["other"] = Image2DModel.parse(other.copy(), dims=("c", "y", "x"), transformations=systems)
 
 
 def loose(sdata: SpatialData) -> None:
@@ -147,7 +146,7 @@ CASES: dict[str, tuple[Callable[[SpatialData], None], dict[str, Any], type[Excep
         r"image that shares a coordinate system with 'section_0_spots'.*Available images: \[\]",
     ),
     "two images": (second_image, {}, KeyError, r"several images under 'section_0_spots'.*image_key= one of"),
-    "greyscale": (grey, {}, ValueError, "RGB image .3 channels., found 1 in 'section_0_image'"),
+    "greyscale": (grey, {}, ValueError, "RGB image .3 channels., found 1 in image 'section_0_image'"),
     "no such layer": (
         nothing,
         {"layer": "raw"},
@@ -194,7 +193,7 @@ CASES: dict[str, tuple[Callable[[SpatialData], None], dict[str, Any], type[Excep
         nothing,
         {"allow": "anything"},
         ValueError,
-        r"allow to be one of \['coarse', 'off_tissue'\], found 'anything'",
+        r"allow to be one of \['coarse', 'off_tissue', 'other_stain'\], found 'anything'",
     ),
     "few spots": (few, {}, ValueError, "at least 9 spots in section 'section_0_spots'.* found 8"),
     "little tissue": (
