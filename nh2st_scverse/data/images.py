@@ -284,9 +284,12 @@ def _chosen(picture: list[str], reasons: list[str]) -> tuple[str, str]:
 
 
 def _under(sdata: SpatialData, shapes_key: str) -> list[str]:
+    return [key for key in _sharing(sdata, shapes_key) if not _by_technology(sdata, key)]
+
+
+def _sharing(sdata: SpatialData, shapes_key: str) -> list[str]:
     systems = systems_of(sdata.shapes[shapes_key])
-    sharing = [key for key in sdata.images if systems_of(image_levels(sdata.images[key])[0]) & systems]
-    return [key for key in sharing if not _by_technology(sdata, key)]
+    return [key for key in sdata.images if systems_of(image_levels(sdata.images[key])[0]) & systems]
 
 
 def _by_technology(sdata: SpatialData, image_key: str) -> str:
@@ -313,11 +316,14 @@ def _candidates(sdata: SpatialData, shapes_key: str) -> list[str]:
 
 def _picture_under(sdata: SpatialData, shapes_key: str) -> tuple[list[str], list[str]]:
     """The one picture under spots, and why it is that one."""
-    keys, reasons = _under(sdata, shapes_key), []
-    if len(keys) == 1:
-        return keys, []
-    pictures, why = _stained(sdata, pictures_of(sdata, keys))
-    reasons.append(why + f": {pictures[0][0]!r} is used" * (bool(why) and len(pictures) == 1))
+    keys = _under(sdata, shapes_key)
+    others = {key: _by_technology(sdata, key) for key in _sharing(sdata, shapes_key) if key not in keys}
+    why = "; ".join(f"{key!r} is not H&E ({reason})" for key, reason in others.items())
+    pictures = [keys]
+    if len(keys) > 1:
+        pictures, more = _stained(sdata, pictures_of(sdata, keys))
+        why = "; ".join(filter(None, [why, more]))
+    reasons = [why + f": {pictures[0][0]!r} is used" * (bool(why) and len(pictures) == 1)]
     if len(pictures) > 1:
         on = [_share_on(sdata, shapes_key, picture[0]) for picture in pictures]
         if max(on) > 0.9 and sorted(on)[-2] < 0.5:
