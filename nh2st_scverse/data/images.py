@@ -332,8 +332,8 @@ def _picture_under(sdata: SpatialData, shapes_key: str) -> tuple[list[str], list
     sections = _sections_with(sdata, shapes_key)
     if len(pictures) > 1 and len(sections) > 1:
         mine = _by_name(shapes_key, pictures)
-        others = [_by_name(one, pictures) for one in sections if one != shapes_key]
-        if mine is not None and mine not in others:
+        theirs = [_by_name(one, pictures) for one in sections if one != shapes_key]
+        if mine is not None and mine not in theirs:
             pictures = [mine]
             reasons.append(f"{mine[0]!r} is the image of {shapes_key!r} by its name")
     if len(pictures) > 1:
