@@ -130,7 +130,7 @@ def _here(geometry: Geometry, encoder: Encoder, tiles: Sequence[Tile]) -> Iterat
     if not tiles:
         return
     corner, side = zip(*(_whole(tile) for tile in tiles), strict=True)
-    pixels = Pixels(geometry.levels[tiles[0].level].array, [(c[None], side[0]) for c in corner])
+    pixels = Pixels(geometry.levels[tiles[0].level], [(c[None], side[0]) for c in corner])
 
     def read() -> Iterator[tuple[Tile, np.ndarray]]:
         for tile, at in zip(tiles, corner, strict=True):
@@ -145,8 +145,8 @@ def _alone(geometry: Geometry, encoder: Encoder, tile: Tile) -> np.ndarray:
     """Encode one tile on a worker of a cluster."""
     corner, side = _whole(tile)
     with dask.config.set(scheduler="synchronous"):  # a task that waits for tasks would wait for its own worker
-        image = geometry.levels[tile.level].array
-        with Pixels(image, [(corner[None], side)]).load(corner[None], side) as window:
+        level = geometry.levels[tile.level]
+        with Pixels(level, [(corner[None], side)]).load(corner[None], side) as window:
             return _pool(encoder, tile, window(0))
 
 
