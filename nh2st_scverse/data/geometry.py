@@ -29,7 +29,7 @@ UNALIGNED = "no alignment: pixels of the H&E image are taken for pixels of the f
 LARGEST_CELL = 40.0  # µm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Level:
     """One resolution of an image."""
 

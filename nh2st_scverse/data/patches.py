@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import product
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import dask
 import dask.array as da
@@ -25,6 +26,8 @@ BATCH = 64  # patches
 MOST_HELD = 2**29  # bytes of pixels kept for later patches at most, however large the slide
 AT_ONCE = 2**27  # bytes of pixels read at a time: some readers decode the whole file for any part of it
 BACKGROUND = 255  # glass, beyond the border of the image
+
+_pictures: WeakKeyDictionary[Level, dict[int, np.ndarray]] = WeakKeyDictionary()  # of levels, by their step
 
 T = TypeVar("T")
 Chunk = tuple[int, int]  # its column and row among those of an image
@@ -232,7 +235,11 @@ def thumbnail(geometry: Geometry, longest: int = 1024) -> tuple[np.ndarray, Leve
     """A small picture (h, w, 3) of the whole image, and the level whose pixels it strides over."""
     level = next((lv for lv in geometry.levels if max(lv.size) <= longest), geometry.levels[-1])
     step = max(1, max(level.size) // longest)
-    return level.colours.to_rgb(level.array[:, ::step, ::step].transpose("y", "x", "c").values), level
+    read = _pictures.setdefault(level, {})  # smaller levels are often made from the largest whenever they are read
+    if step not in read:
+        read[step] = level.colours.to_rgb(level.array[:, ::step, ::step].transpose("y", "x", "c").values)
+        read[step].flags.writeable = False  # others look at it, too
+    return read[step], level
 
 
 def image_fingerprint(geometry: Geometry, order: np.ndarray, n_samples: int = 16, side: int = 32) -> str:
