@@ -25,7 +25,7 @@ DEVICE = click.option("--device", default="auto", show_default=True, help="auto,
 def main() -> None:
     """Predict spatial gene expression from H&E, for folders of slides.
 
-    INPUTS are SpatialData stores (*.zarr), H&E slides (svs, tif, ...), Space Ranger folders, or folders of these. A
+    INPUTS are SpatialData stores (.zarr), H&E slides (svs, tif, ...), Space Ranger folders, or folders of these. A
     command that was stopped goes on when it is given again; slides that fail are listed and left out.
     """
     warnings.filterwarnings("ignore", module=r"(anndata|dask|spatialdata|zarr)")  # on themselves

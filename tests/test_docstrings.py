@@ -1,9 +1,8 @@
-"""Every public name has examples that run, names that it points to, and a line on the reference page."""
+"""Every public name has examples that run, and names that it points to."""
 
 from __future__ import annotations
 
 import doctest
-import importlib.util
 import inspect
 import pydoc
 import re
@@ -22,7 +21,6 @@ from spatialdata import SpatialData
 import nh2st_scverse as nh
 from nh2st_scverse.nn import Config
 
-ROOT = Path(__file__).parents[1]
 PARTS = ("datasets", "encoders", "io", "metrics", "pl", "pp", "tl")
 
 
@@ -135,11 +133,3 @@ def test_examples_that_are_left_out_say_why() -> None:
     """Only what needs a download or a file of the user is not run."""
     left_out = {name for name, value in NAMES.items() if "+SKIP" in (inspect.getdoc(value) or "")}
     assert left_out == {"nh2st_scverse.encoders.Timm", "nh2st_scverse.io.her2st"}
-
-
-def test_reference_page_is_up_to_date() -> None:
-    """Written by ``python tests/write_reference.py``."""
-    spec = importlib.util.spec_from_file_location("write_reference", ROOT / "tests" / "write_reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (ROOT / "tutorials" / "reference.md").read_text(encoding="utf-8") == module.page()

@@ -60,6 +60,9 @@ def test_environment_names_the_packages_and_bounds_of_pyproject(environment):
 
 def test_every_dependency_has_a_lower_bound_that_is_installed_here():
     wanted = requirements(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    own = wanted.pop(PROJECT["name"])  # the extras that "test" brings along
+    wanted |= requirements([line for extra in own.extras for line in PROJECT["optional-dependencies"][extra]])
+    assert "sphinx" in wanted
     for name, requirement in wanted.items():
         assert [s.operator for s in requirement.specifier][:1] == [">="], name
         assert requirement.specifier.contains(metadata.version(name), prereleases=True), name

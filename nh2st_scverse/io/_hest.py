@@ -48,10 +48,9 @@ def hest(folder: str | os.PathLike[str], ids: str | Iterable[str] | None = None)
     A mapping from id to SpatialData, as :func:`nh2st_scverse.tl.train` takes it; a sample is read when it is asked
     for, its pixels when they are needed. An object has what :func:`from_anndata` makes, and, where they are there, the
     shapes ``<id>_tissue``, ``<id>_cells`` (``class`` of CellViT), ``<id>_xenium_cells``, ``<id>_xenium_nuclei`` and the
-    points
-    ``<id>_transcripts``. In the table, ``obs["patient"]`` is that of HEST's table, of a list of repairs, or "unknown";
-    ``var["gene_id"]`` and ``var["symbol"]`` are what is known of each gene. ``sdata.attrs["hest"]`` is the row of
-    HEST's table, with the licence.
+    points ``<id>_transcripts``. In the table, ``obs["patient"]`` is that of HEST's table, of a list of repairs, or
+    "unknown"; ``var["gene_id"]`` and ``var["symbol"]`` are what is known of each gene. ``sdata.attrs["hest"]`` is the
+    row of HEST's table, with the licence.
 
     µm per pixel follows from the distance of the spots on Visium and legacy arrays, where it is known in µm, and is
     HEST's value elsewhere; where both are known and differ it is warned of, as are all known faults of a sample.

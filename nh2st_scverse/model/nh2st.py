@@ -59,12 +59,16 @@ class NH2ST:
         Side of the patch of a spot, in µm.
     spacing_um
         Distance between adjacent spots of the training sections, in µm.
-    encoder, encoder_hash
-        Name of the image encoder, and hash of its weights.
+    encoder
+        Name of the image encoder.
+    encoder_hash
+        Hash of its weights.
     trained_on
         Training sections and the group of each.
-    card, trust
-        These and what else the model was made from; what tells how far to trust a prediction.
+    card
+        These, and what else the model was made from.
+    trust
+        What tells how far to trust a prediction.
 
     See Also
     --------
@@ -381,7 +385,7 @@ class NH2ST:
 
     @property
     def identifier(self) -> str:
-        """Short hash of all that predictions and their uncertainty depend on: settings, panel, scores and weights.
+        """Short hash of the settings, panel, scores and weights that predictions and their uncertainty depend on.
 
         See Also
         --------
