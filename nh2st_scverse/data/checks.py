@@ -482,6 +482,12 @@ def in_tissue(obs: pd.DataFrame) -> np.ndarray:
     return ~values.isin(("0", "0.0", "false", "no")).to_numpy()
 
 
+def counting(obs: pd.DataFrame) -> np.ndarray:
+    """Positions of the rows that tell whether spots and image fit: those in tissue, if there are any."""
+    inside = np.flatnonzero(in_tissue(obs))
+    return inside if len(inside) else np.arange(len(obs))
+
+
 def background(obs: pd.DataFrame) -> list[Problem]:
     """Spots off the tissue, as a raw matrix has them."""
     off = int((~in_tissue(obs)).sum())

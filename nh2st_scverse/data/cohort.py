@@ -152,7 +152,9 @@ def _check(cohort: Cohort, elements: Elements, layer: str | None = None) -> None
     """Raise what stops a tool before any work, and log what ``pp.check`` would warn of."""
     for sample in cohort.samples:
         section = sample.section
-        geometry, name = section.geometry, section.shapes_key
+        name, obs = section.shapes_key, sample.table.obs.iloc[section.rows]
+        counting = checks.counting(obs)
+        geometry = section.geometry.take(counting)
         checks.raise_or_log(checks.image_kind(geometry), elements.allow, section=section.name)
         checks.raise_or_log(checks.placement(geometry, name), elements.allow, section=section.name)
         n_usable, n_nodes = int(section.usable.sum()), section.neighbours.nodes.shape[1]
@@ -166,12 +168,11 @@ def _check(cohort: Cohort, elements: Elements, layer: str | None = None) -> None
             diameter_um=section.diameter_um,
             spacing_um=section.spacing_um,
             patch_um=cohort.patch_um,
-            counts=counts_of(sample.table, section.rows, layer),
+            counts=counts_of(sample.table, section.rows[counting], layer),
             name=name,
         )
         found += checks.outlines(sample.sdata.shapes[name], geometry)
-        found += checks.background(sample.table.obs.iloc[section.rows])
-        checks.raise_or_log(found, elements.allow, section=section.name)
+        checks.raise_or_log([*found, *checks.background(obs)], elements.allow, section=section.name)
 
 
 def elements_of(cohort: Cohort) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from geopandas import GeoDataFrame
@@ -71,6 +71,10 @@ class Geometry:
     def pixels(self, level: int = 0) -> np.ndarray:
         """Centres of the spots in pixels of a level: (n, 2), x and y."""
         return apply_affine(self.levels[level].from_shapes, self.coordinates)
+
+    def take(self, positions: np.ndarray) -> Geometry:
+        """With only some of the spots, (m,) positions."""
+        return replace(self, coordinates=self.coordinates[positions], instances=self.instances[positions])
 
 
 def spot_spacing(xy: np.ndarray) -> float:

@@ -43,11 +43,7 @@ class Section:
 
     def take(self, positions: np.ndarray) -> Section:
         """The section with only some of its spots, (m,) positions; neighbours are looked up again among them."""
-        geometry = replace(
-            self.geometry,
-            coordinates=self.geometry.coordinates[positions],
-            instances=self.geometry.instances[positions],
-        )
+        geometry = self.geometry.take(positions)
         usable = self.usable[positions]
         xy_um = geometry.pixels() * geometry.microns_per_pixel
         neighbours = neighbourhoods(xy_um, self.spacing_um, usable, self.neighbours.nodes.shape[1])

@@ -272,9 +272,12 @@ def _section(
     if elements.table is not None:
         with lines.errors("spots"), suppress(checks.Refused), quiet():  # where spots lie is shown below
             (section,) = locate_sections(sdata, elements)
-            geometry, table = section.geometry, sdata.tables[elements.table]
-            lines.show(checks.background(table.obs.iloc[section.rows]))
-            counts = counts_of(table, section.rows, layer)
+            table = sdata.tables[elements.table]
+            obs = table.obs.iloc[section.rows]
+            counting = checks.counting(obs)
+            geometry = section.geometry.take(counting)
+            lines.show(checks.background(obs))
+            counts = counts_of(table, section.rows[counting], layer)
     spacing = spot_spacing(geometry.pixels() * geometry.microns_per_pixel) if len(geometry.coordinates) > 1 else np.nan
     if not spacing > 0:
         lines.show(checks.image(geometry))

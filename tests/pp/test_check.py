@@ -154,6 +154,18 @@ def test_follows_the_arguments(two: SpatialData) -> None:
     assert found["patch"].startswith("100 µm, 50 px")
 
 
+def test_spots_off_the_tissue_do_not_tell_where_the_others_lie(two: SpatialData) -> None:
+    table = two.tables["table"]
+    inside = table.obs["array_row"].between(2, 9).to_numpy()
+    table.obs["in_tissue"] = inside.astype(int)
+    table.X[~inside] = table.X[inside][np.arange((~inside).sum()) % inside.sum()]  # another tissue
+    whole = lines(two, "section_0_spots")["found"]
+    assert whole["off tissue"].startswith(f"{(~inside[table.obs['region'] == 'section_0_spots']).sum()} of ")
+    two.tables["table"] = table[inside].copy()
+    part = lines(two, "section_0_spots")["found"]
+    assert whole[["x and y", "fit"]].equals(part[["x and y", "fit"]])
+
+
 def test_is_readable(two: SpatialData) -> None:
     two.tables["table"].var_names = ["<b>"] * 2 + list(two.tables["table"].var_names[2:])
     found = nh.pp.check(two)
