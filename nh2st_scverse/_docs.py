@@ -19,6 +19,20 @@ key
     Name of the prediction.
 table_key
     Table; None means the only one that has the prediction.""",
+    "drawn": """\
+shapes_key
+    Draw only this section. None: all sections of the table.
+image_key
+    H&E image, or a mapping of shapes to images. None: the one under the spots or the grid.
+microns_per_pixel
+    Of the image at full resolution, when the object does not tell.""",
+    "figure": """\
+figsize, dpi
+    Size of the figure in inches, and dots per inch. None: those of matplotlib, and 200 dots per inch in a file.
+save
+    File to write the figure to.
+return_ax
+    Return the axes.""",
     "microns_per_pixel": """\
 microns_per_pixel
     Of the image at full resolution, when the object does not tell.""",

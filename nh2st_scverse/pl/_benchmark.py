@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from nh2st_scverse._docs import documented
 from nh2st_scverse._validators import check_one_of
 from nh2st_scverse.pl._figure import finish
 
@@ -28,6 +29,7 @@ LABELS = {
 }
 
 
+@documented()
 def benchmark(
     scores: pd.DataFrame,
     *,
@@ -58,12 +60,7 @@ def benchmark(
         Of the bootstrapped intervals.
     ax
         Axes to draw on, for one metric; None makes a figure.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from spatialdata import SpatialData
 
+from nh2st_scverse._docs import documented
 from nh2st_scverse._options import Elements, as_seed
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.cohort import patch_size
@@ -28,6 +29,7 @@ PATCH_PX = 96
 N_SIDE = 4  # patches in a row and in a column
 
 
+@documented()
 def check(
     sdata: SpatialData,
     *,
@@ -56,16 +58,10 @@ def check(
         Elements of the object; None means the only table, and all its sections.
     image_key
         H&E image, or a mapping of shapes to images. None: the one under the spots.
-    microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
+    $microns_per_pixel
     seed
         Which patches are shown.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------

@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 from spatialdata import SpatialData
 
+from nh2st_scverse._docs import documented
 from nh2st_scverse._validators import check_positive, choose_key
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
@@ -30,6 +31,7 @@ from nh2st_scverse.pl._figure import (
 MOST_LABELS = 50
 
 
+@documented()
 def clusters(
     sdata: SpatialData,
     measured: str,
@@ -60,20 +62,10 @@ def clusters(
         Columns of its ``obs``, for example leiden clusters of measured and of predicted expression.
     table_key
         Table with the columns. None: the only one that has them.
-    shapes_key
-        Draw only this section. None: all sections of the table.
-    image_key
-        H&E image, or a mapping of shapes to images. None: the one under the spots.
-    microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
+    $drawn
     size
         Size of the spots relative to their true size.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------
@@ -163,17 +155,19 @@ def _table_with(sdata: SpatialData, columns: tuple[str, str], table_key: str | N
 
 
 def _labels(table: AnnData, column: str) -> pd.Series:
-    """Labels as strings in a categorical whose order is kept, or else that of numbers before names."""
+    """Labels as strings in a categorical: numbers in their order, names in the order of their column if it has one."""
     values = table.obs[column]
     if values.nunique() > MOST_LABELS:
         raise ValueError(
             f"Expected clusters in obs[{column!r}], found {values.nunique()} different values (at most {MOST_LABELS} "
             "can be told apart). Pass a column with labels, such as sc.tl.leiden writes."
         )
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        return values.cat.remove_unused_categories().cat.rename_categories(str)
-    names = sorted(values.dropna().unique(), key=_number_first)
-    return pd.Series(pd.Categorical(values, categories=names), index=values.index).cat.rename_categories(str)
+    labels = values.astype("category").cat.remove_unused_categories()
+    names = sorted(labels.cat.categories, key=_number_first)
+    chosen = isinstance(values.dtype, pd.CategoricalDtype)  # the order, by whoever made the column
+    if chosen and (labels.cat.ordered or not all(np.isfinite(_number_first(name)[0]) for name in names)):
+        names = list(labels.cat.categories)
+    return labels.cat.reorder_categories(names).cat.rename_categories(str)
 
 
 def _number_first(label: object) -> tuple[float, str]:
@@ -208,8 +202,7 @@ def _matched_palette(first: dict[str, str], labels: pd.Series, partner: dict[str
     used = set(first.values())
     spare = [colour for colour in cluster_colours(len(used) + len(alone)) if colour not in used]
     own = dict(zip(alone, spare, strict=False))  # at least as many: no more than len(used) were taken away
-    order = sorted(labels.cat.categories, key=lambda n: list(first).index(partner[n]) if n in partner else len(first))
-    return {name: first[partner[name]] if name in partner else own[name] for name in order}
+    return {name: first[partner[name]] if name in partner else own[name] for name in labels.cat.categories}
 
 
 def draw_legend(ax: Axes, palette: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from matplotlib.image import AxesImage
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._validators import as_sequence, check_positive
 from nh2st_scverse.data.units import measure
 from nh2st_scverse.pl._figure import (
@@ -23,13 +24,11 @@ from nh2st_scverse.pl._figure import (
     Picture,
     colour_map,
     draw_image,
-    draw_scale_bar,
     draw_spots,
     draw_title,
     finish,
+    gene_panels,
     pictures,
-    section_title,
-    tissue_panels,
 )
 from nh2st_scverse.prediction import Prediction, find_prediction, read
 
@@ -37,6 +36,7 @@ N_DEFAULT = 4  # genes when none are named
 QUANTILES = (0.02, 0.98)  # between which the colours run: a few spots with very many counts do not flatten the rest
 
 
+@documented()
 def expression(
     sdata: SpatialData,
     genes: str | Sequence[str] | None = None,
@@ -82,12 +82,7 @@ def expression(
         ``log1p`` of counts per ten thousand by default, as far as they tell their own.
     table_key
         Table with the predictions. None: the only one that has them.
-    shapes_key
-        Draw only this section. None: all sections of the table.
-    image_key
-        H&E image, or a mapping of shapes to images. None: the one under the spots.
-    microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
+    $drawn
     shared
         One colour scale for measured and predicted. In both cases a gene has the same scale in all sections, which
         runs from the 2 % to the 98 % quantile.
@@ -99,18 +94,14 @@ def expression(
         Colour map.
     size
         Size of the spots relative to their true size.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------
     Nothing, or with ``return_ax`` an array of :class:`~matplotlib.axes.Axes`, (genes x sections, 3): H&E, measured,
-    predicted (and difference); the sections of a gene follow each other. A table that has predictions only (made with
-    ``table_added``) has no measured column: (genes x sections, 2).
+    predicted (and difference); the sections of a gene follow each other, and the H&E of a section, which is drawn once,
+    stands in each of its rows. A table that has predictions only (made with ``table_added``) has no measured column:
+    (genes x sections, 2).
 
     Raises
     ------
@@ -160,7 +151,7 @@ def expression(
     signed = mpl.colormaps["RdBu_r"].with_extremes(bad=NOT_KNOWN)
     bars = 0.8 * ((1 if shared else len(columns)) + difference)
     n_columns = 1 + len(columns) + difference
-    fig, axes = tissue_panels(drawn * len(panel), n_columns, extra=bars, figsize=figsize, dpi=dpi)
+    fig, axes = gene_panels(drawn, len(panel), n_columns, extra=bars, figsize=figsize, dpi=dpi)
     rows = iter(axes)
     for g, gene in enumerate(panel):
         values = [array[np.concatenate([p.rows for p in drawn]), g] for _, array, _ in columns]
@@ -171,9 +162,6 @@ def expression(
         )
         for picture in drawn:
             ax = next(rows)
-            draw_image(ax[0], picture)
-            draw_scale_bar(ax[0], picture)
-            draw_title(ax[0], f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
             for i, (title, array, bar_label) in enumerate(columns):
                 last = i == len(columns) - 1
                 text = f"{gene}  {title}" if not last else f"{gene}  {title}{score_text(prediction, gene)}"

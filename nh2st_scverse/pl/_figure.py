@@ -30,6 +30,7 @@ from nh2st_scverse.data.section import Section, locate_sections
 PANEL_INCHES = 2.9  # width of one picture of tissue
 LONGEST_PX = 900  # of the H&E behind a panel: sharp on a screen and in print at this size
 NOT_KNOWN = "#959595"  # spots without a value: darker than the pale H&E, and in no colour map
+SAVED_DPI = 200  # of a file, where neither the call nor matplotlib's settings tell: sharp in print
 FAINTNESS = 0.35  # contrast that is left of the H&E under coloured spots
 
 
@@ -45,6 +46,7 @@ class Picture:
     pixels: np.ndarray  # (h, w, 3) uint8
     extent: tuple[float, float, float, float]  # left, right, bottom, top of the pixels
     window: tuple[float, float, float, float]  # left, right, bottom, top of what is shown
+    image: tuple[float, float, float, float]  # left, right, bottom, top of that part of it which the image covers
 
     @cached_property
     def faint(self) -> np.ndarray:
@@ -92,6 +94,7 @@ def draw_ready(sdata: SpatialData, section: Section) -> Picture:
     low, high = xy[seen].min(axis=0) - margin, xy[seen].max(axis=0) + margin  # x, y
 
     pixels, extent = read_window(geometry, low, high)
+    height, width = (n * microns for n in full.array.shape[1:])
     return Picture(
         name=section.name,
         rows=section.rows,
@@ -101,6 +104,7 @@ def draw_ready(sdata: SpatialData, section: Section) -> Picture:
         pixels=pixels,
         extent=extent,
         window=(float(low[0]), float(high[0]), float(high[1]), float(low[1])),
+        image=(max(low[0], 0.0), min(high[0], width), min(high[1], height), max(low[1], 0.0)),
     )
 
 
@@ -160,6 +164,37 @@ def tissue_panels(
     return fig, axes
 
 
+def gene_panels(
+    drawn: Sequence[Picture],
+    n_genes: int,
+    n_columns: int,
+    *,
+    once: Sequence[int] = (),
+    extra: float,
+    figsize: tuple[float, float] | None,
+    dpi: float | None,
+) -> tuple[Figure, np.ndarray]:
+    """A row of panels for each gene and section, those of a gene together: axes (n_genes * n_sections, n_columns).
+
+    The H&E, the first column, is drawn in the rows of the first gene. Those panels stand in the rows of the other
+    genes, too, and so do those of the columns `once`, for what is the same for every gene.
+    """
+    n = len(drawn)
+    pictures = [picture for _ in range(n_genes) for picture in drawn]
+    fig, axes = tissue_panels(pictures, n_columns, extra=extra, figsize=figsize, dpi=dpi)
+    for picture, row in zip(drawn, axes, strict=False):
+        draw_image(row[0], picture)
+        draw_scale_bar(row[0], picture)
+        draw_title(row[0], f"H&E  {section_title(picture)}" if n > 1 else "H&E")
+    for i in range(n, len(axes)):
+        for column in (0, *once):
+            axes[i, column].remove()
+            axes[i, column] = axes[i % n, column]
+        if n > 1:
+            axes[i, 1].set_ylabel(section_title(pictures[i]))
+    return fig, axes
+
+
 def draw_image(ax: Axes, picture: Picture, *, faint: bool = False, contrast: float = FAINTNESS) -> None:
     """The H&E; `faint` in grey of a low contrast, so that spots can be read on it."""
     left, right, bottom, top = picture.window
@@ -193,23 +228,25 @@ def draw_spots(ax: Axes, picture: Picture, *, size: float = 1.0, **kwargs: Any) 
 
 
 def draw_scale_bar(ax: Axes, picture: Picture) -> None:
-    """A bar of a round length, about a quarter of the panel, in the corner with the fewest spots."""
+    """A bar of a round length, about a quarter of the image, in its corner with the fewest spots."""
     left, right, bottom, top = picture.window
-    width = right - left
-    power = 10.0 ** np.floor(np.log10(width / 3.5))
-    length = max(step * power for step in (1, 2, 5) if step * power <= width / 3.5)
-    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-
-    across, down = (picture.xy - (left, top)).T / np.array([[width], [bottom - top]])  # 0 to 1 in the window
+    across, down = ((picture.xy - (left, top)) / (right - left, bottom - top)).T  # 0 to 1 in the panel
     corners = [(west, low) for low in (True, False) for west in (True, False)]
     west, low = min(
         corners,
         key=lambda c: np.sum((across < 0.35 if c[0] else across > 0.65) & (down > 0.84 if c[1] else down < 0.16)),
     )
+
+    first, last, floor, ceiling = picture.image
+    width = last - first
+    power = 10.0 ** np.floor(np.log10(width / 3.5))
+    length = max(step * power for step in (1, 2, 5) if step * power <= width / 3.5)
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     inset = max(length / 2 + 0.04 * width, 0.13 * width)  # the label may be wider than the bar
-    centre = left + inset if west else right - inset
+    centre = first + inset if west else last - inset
+    y = floor - 0.04 * (floor - ceiling) if low else ceiling + 0.04 * (floor - ceiling)
     data_and_panel = ax.get_xaxis_transform()  # x in µm, y from 0 to 1 in the panel
-    height = 0.04 if low else 0.96
+    height = (bottom - y) / (bottom - top)
     # white around black is read on dark and on pale tissue
     ax.plot(
         [centre - length / 2, centre + length / 2],
@@ -266,7 +303,9 @@ def finish(fig: Figure, save: str | Path | None, dpi: float | None) -> None:
     """Save a figure; a path without an ending becomes a PNG."""
     if save is None:
         return
+    if dpi is None and mpl.rcParams["savefig.dpi"] == "figure":
+        dpi = SAVED_DPI
     path = Path(save)
     path = path if path.suffix else path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, bbox_inches="tight", dpi="figure" if dpi is None else dpi)
+    fig.savefig(path, bbox_inches="tight", dpi=dpi)

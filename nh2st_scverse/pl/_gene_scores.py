@@ -14,6 +14,7 @@ from sklearn.isotonic import isotonic_regression
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys
 from nh2st_scverse.pl._expression import find_prediction, read
 from nh2st_scverse.pl._figure import finish, text_inches
@@ -21,6 +22,7 @@ from nh2st_scverse.pl._figure import finish, text_inches
 COLOUR, CEILING_COLOUR = "#1f6f8b", "#a6a6a6"
 
 
+@documented()
 def gene_scores(
     data: SpatialData | AnnData | pd.DataFrame,
     *,
@@ -52,12 +54,7 @@ def gene_scores(
         Table with the predictions. None: the only one that has them.
     ax
         Axes to draw on; None makes a figure.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from nh2st_scverse._docs import documented
 from nh2st_scverse.pl._figure import finish
 
 VALIDATION = "validation_pearson"
@@ -24,6 +25,7 @@ TITLES = {
 N_COLUMNS = 3
 
 
+@documented()
 def history(
     model: Any,
     *,
@@ -41,12 +43,7 @@ def history(
     model
         A trained model, or anything with a frame ``history`` that has the columns ``member``, ``epoch``,
         ``validation_pearson`` and terms of the loss.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------

@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import FEATURES, KEY, N_NODES
+from nh2st_scverse._docs import documented
 from nh2st_scverse._options import Elements
 from nh2st_scverse.data.cohort import patch_size
 from nh2st_scverse.data.patches import iter_patches
@@ -31,6 +32,7 @@ N_COLUMNS = 3
 OWN, OTHER = "#d1495b", "#1f6f8b"
 
 
+@documented()
 def neighbourhood(
     sdata: SpatialData,
     spot: str | None = None,
@@ -75,14 +77,8 @@ def neighbourhood(
         Section to look in. None: all of the table.
     image_key
         H&E image, or a mapping of shapes to images. None: the one under the spots.
-    microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $microns_per_pixel
+    $figure
 
     Returns
     -------

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._validators import as_count, check_positive
 from nh2st_scverse.data.units import measure
 from nh2st_scverse.pl._expression import choose_genes, score_text
@@ -23,6 +24,7 @@ PANEL_INCHES = 2.6
 MOST_COLOURS = 10
 
 
+@documented()
 def scatter(
     sdata: SpatialData,
     genes: str | Sequence[str] | None = None,
@@ -61,12 +63,7 @@ def scatter(
         Size of the points, relative to the usual one.
     ncols
         Panels in a row.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------

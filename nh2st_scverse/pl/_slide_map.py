@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.geometry import is_hexagonal, spot_spacing
 from nh2st_scverse.pl._expression import choose_genes, colour_limits, draw_colour_bar, score_text
@@ -37,6 +38,7 @@ HEXAGON_REACH = 0.59  # from the centre of a hexagon to its corner, in distances
 SQUARE_REACH = 0.52  # of a square, the same
 
 
+@documented()
 def slide_map(
     sdata: SpatialData,
     genes: str | Sequence[str] | None = None,
@@ -75,12 +77,7 @@ def slide_map(
         Name under which the predictions were written.
     table_key
         Table with the predictions. None: the only one that has them.
-    shapes_key
-        Draw only this section. None: all sections of the table.
-    image_key
-        H&E image, or a mapping of shapes to images. None: the one under the grid.
-    microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
+    $drawn
     image
         Draw the H&E too, as the first panel.
     alpha
@@ -91,12 +88,7 @@ def slide_map(
         Colour map.
     ncols
         Panels in a row.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys
 from nh2st_scverse._validators import choose_key
 from nh2st_scverse.pl._expression import find_prediction, read
@@ -20,6 +21,7 @@ from nh2st_scverse.pl._gene_scores import COLOUR, name_points
 N_COLUMNS = 3
 
 
+@documented()
 def spatially_variable(
     sdata: SpatialData,
     *,
@@ -49,12 +51,7 @@ def spatially_variable(
         Table with the predictions. None: the only one that has them.
     shapes_key
         Draw only this section. None: all sections.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------

@@ -10,19 +10,16 @@ from matplotlib.colors import Colormap
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import KEY
+from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.pl._expression import choose_genes, colour_limits, draw_colour_bar, draw_values, score_text
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
     colour_map,
-    draw_image,
-    draw_scale_bar,
-    draw_title,
     finish,
+    gene_panels,
     pictures,
-    section_title,
-    tissue_panels,
 )
 from nh2st_scverse.prediction import find_prediction, read
 
@@ -31,6 +28,7 @@ FAMILIAR, STRANGE = 0.5, 1.5  # novelty at the ends of its colours, 1 in the mid
 APART = 0.1  # how far from their middle standard deviations must be to have the colours of the ends
 
 
+@documented()
 def uncertainty(
     sdata: SpatialData,
     genes: str | Sequence[str] | None = None,
@@ -63,27 +61,18 @@ def uncertainty(
         Name under which the predictions were written.
     table_key
         Table with the predictions. None: the only one that has them.
-    shapes_key
-        Draw only this section. None: all sections of the table.
-    image_key
-        H&E image, or a mapping of shapes to images. None: the one under the spots.
-    microns_per_pixel
-        Of the image at full resolution, when the object does not tell.
+    $drawn
     cmap, uncertainty_cmap
         Colour maps of the prediction, and of its standard deviation and the novelty.
     size
         Size of the spots relative to their true size.
-    figsize, dpi
-        Size of the figure in inches, and dots per inch.
-    save
-        File to write the figure to.
-    return_ax
-        Return the axes.
+    $figure
 
     Returns
     -------
     Nothing, or with ``return_ax`` an array of :class:`~matplotlib.axes.Axes`, (genes x sections, 3 or 4): H&E,
-    predicted, standard deviation, novelty. A gene has one colour scale for all sections.
+    predicted, standard deviation, novelty. A gene has one colour scale for all sections. H&E and novelty of a section
+    are drawn once, and stand in each of its rows.
 
     Raises
     ------
@@ -124,20 +113,20 @@ def uncertainty(
     drawn = pictures(
         sdata, table_key=table_key, shapes_key=shapes_key, image_key=image_key, microns_per_pixel=microns_per_pixel
     )
-    fig, axes = tissue_panels(drawn * len(panel), 1 + len(columns), extra=0.8 * len(columns), figsize=figsize, dpi=dpi)
+    once = [3] if prediction.novelty is not None else []
+    extra = 0.8 * len(columns)
+    fig, axes = gene_panels(drawn, len(panel), 1 + len(columns), once=once, extra=extra, figsize=figsize, dpi=dpi)
     every = np.concatenate([picture.rows for picture in drawn])
     rows = iter(axes)
     for g, gene in enumerate(panel):
         for picture in drawn:
-            ax = next(rows)
-            draw_image(ax[0], picture)
-            draw_scale_bar(ax[0], picture)
-            draw_title(ax[0], f"H&E  {section_title(picture)}" if len(drawn) > 1 else "H&E")
-            for panel_ax, (title, values, label, colours) in zip(ax[1:], columns, strict=True):
+            for i, (ax, (title, values, label, colours)) in enumerate(zip(next(rows)[1:], columns, strict=True), 1):
+                if g and i in once:
+                    continue
                 text = {"predicted": f"{gene}{score_text(prediction, gene)}", "novelty": "novelty of the tissue"}
                 limits = _limits(title, values[every, g])
                 spots = draw_values(
-                    panel_ax,
+                    ax,
                     picture,
                     values[picture.rows, g],
                     text.get(title, f"{gene}  {title}"),
@@ -145,7 +134,7 @@ def uncertainty(
                     colours,
                     size,
                 )
-                draw_colour_bar(panel_ax, spots, values[every, g], label)
+                draw_colour_bar(ax, spots, values[every, g], label)
     finish(fig, save, dpi)
     return axes if return_ax else None
 

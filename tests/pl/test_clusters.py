@@ -42,8 +42,8 @@ def test_matched_clusters_have_one_colour(clustered):
     assert axes[0, 1].get_title() == f"predicted  ARI = {rand:z.2f}\nb"
     same = colours(axes[0, 0]) == colours(axes[0, 1])
     np.testing.assert_array_equal(same, np.arange(len(obs)) % 10 != 0)
-    assert list(legend(axes[0, 0]).values()) == list(legend(axes[0, 1]).values())  # in the same order
-    assert set(legend(axes[0, 1])) == set(obs["b"])  # under its own names
+    assert set(legend(axes[0, 0]).values()) == set(legend(axes[0, 1]).values())
+    assert list(legend(axes[0, 1])) == sorted(set(obs["b"]))  # under its own names, in their order
     assert len(set(colours(axes[0, 0]))) == obs["a"].nunique()
     np.testing.assert_allclose(axes[0, 1].collections[0].get_offsets(), clustered["table"].obsm["spatial"], atol=1e-6)
 
@@ -86,6 +86,17 @@ def test_numbers_are_in_the_order_of_numbers(clustered):
     obs["n"] = np.arange(len(obs)) % 12
     axes = nh.pl.clusters(clustered, "n", "n", return_ax=True)
     assert list(legend(axes[0, 0])) == [str(i) for i in range(12)]
+    obs["n"] = obs["n"].astype(str).astype("category")  # "0", "1", "10", "11", "2"
+    assert list(legend(nh.pl.clusters(clustered, "n", "n", return_ax=True)[0, 1])) == [str(i) for i in range(12)]
+
+
+def test_an_order_that_was_chosen_is_kept(clustered):
+    obs = clustered["table"].obs
+    names = ["stroma", "fat", "immune"]
+    obs["named"] = pd.Categorical(np.resize(names, len(obs)), categories=names)
+    obs["ranked"] = pd.Categorical(np.resize(["2", "1"], len(obs)), categories=["2", "1"], ordered=True)
+    axes = nh.pl.clusters(clustered, "named", "ranked", return_ax=True)
+    assert [list(legend(ax)) for ax in axes[0]] == [names, ["2", "1"]]
 
 
 def test_spots_without_a_label_are_grey_and_left_out(clustered):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from matplotlib.collections import EllipseCollection, PolyCollection
+from PIL import Image
 from shapely import box
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
@@ -149,6 +150,9 @@ def test_several_sections(two):
     assert axes.shape == (4, 3)
     assert [ax.get_title() for ax in axes[:, 0]] == ["H&E  section_0", "H&E  section_1"] * 2
     assert [ax.get_title().split()[0] for ax in axes[:, 1]] == [genes[0], genes[0], genes[1], genes[1]]
+    assert axes[2, 0] is axes[0, 0] and axes[3, 0] is axes[1, 0]  # the H&E of a section is drawn once
+    assert len([ax for ax in axes[0, 0].figure.axes if ax.get_title().startswith("H&E")]) == 2
+    assert [ax.get_ylabel() for ax in axes[:, 1]] == ["", "", "section_0", "section_1"]
     for i, section in enumerate(["section_0_spots", "section_1_spots"]):
         own = (table.obs["region"] == section).to_numpy()
         expected = table.layers["nh2st"][own, table.var_names.get_loc(genes[0])]
@@ -204,6 +208,24 @@ def test_scale_bar_has_a_round_length(sdata):
     panel, text = axes[0, 0].get_window_extent(), label.get_window_extent()
     assert panel.x0 < text.x0 < text.x1 < panel.x1
     assert panel.y0 < text.y0 < text.y1 < panel.y1
+
+
+def test_scale_bar_lies_on_the_image(sdata):
+    """Spots at the border of the image: beyond it the panel is white."""
+    image = sdata["section_0_image"]["scale0"]["image"].values[:, 200:1000, 300:900]
+    table = sdata["table"]
+    places = table.obsm["spatial"] - [300, 200]
+    inside = ((places > 0) & (places < [600, 800])).all(axis=1)
+    adata = AnnData(table.X[inside], obs=table.obs[[]][inside], var=table.var[[]], obsm={"spatial": places[inside]})
+    adata.layers["nh2st"] = measured(table)[inside]
+    part = nh.io.from_anndata(adata, image.transpose(1, 2, 0), microns_per_pixel=1.0, spot_diameter=55)
+    ax = nh.pl.expression(part, table.var_names[0], return_ax=True)[0, 0]
+    (bar,), (label,) = ax.lines, ax.texts
+    bottom, top = ax.get_ylim()
+    assert ax.get_xlim()[0] < 0 and top < 0  # the panel is larger than the image
+    y = bottom + (top - bottom) * bar.get_ydata()[0]
+    assert 0 < bar.get_xdata().min() < bar.get_xdata().max() < 600 and 0 < y < 800
+    assert 0 < label.xy[0] < 600
 
 
 def test_scale_bar_avoids_the_spots(sdata):
@@ -376,11 +398,18 @@ def test_not_a_spatialdata_object(sdata):
         nh.pl.expression(sdata["table"], "FAT01")
 
 
-def test_save_writes_a_file_and_the_object_is_unchanged(sdata, state, tmp_path):
+def test_save_writes_a_file_and_the_object_is_unchanged(sdata, state, tmp_path, monkeypatch):
     before = state(sdata)
     nh.pl.expression(sdata, predicted_genes(sdata, 1), save=tmp_path / "figures" / "map", dpi=50)
     nh.pl.expression(sdata, predicted_genes(sdata, 1), save=str(tmp_path / "map.pdf"))
-    assert (tmp_path / "figures" / "map.png").read_bytes().startswith(b"\x89PNG")
+    nh.pl.expression(sdata, predicted_genes(sdata, 1), save=tmp_path / "map.png")
+    monkeypatch.setitem(plt.rcParams, "savefig.dpi", 40)
+    nh.pl.expression(sdata, predicted_genes(sdata, 1), save=tmp_path / "small.png")
+    dpi = []
+    for name in ("figures/map.png", "map.png", "small.png"):
+        with Image.open(tmp_path / name) as picture:
+            dpi.append(round(picture.info["dpi"][0]))
+    assert dpi == [50, 200, 40]  # as asked for, as is sharp in print, as matplotlib is set
     assert (tmp_path / "map.pdf").read_bytes().startswith(b"%PDF")
     assert state(sdata) == before
 
@@ -389,7 +418,7 @@ def test_panels_do_not_overlap(two):
     axes = nh.pl.expression(two, predicted_genes(two, 2), return_ax=True)
     fig = axes[0, 0].figure
     fig.canvas.draw()
-    boxes = [ax.get_tightbbox() for ax in axes.ravel()]  # with titles and colour bars
+    boxes = [ax.get_tightbbox() for ax in set(axes.ravel())]  # with titles and colour bars
     for i, one in enumerate(boxes):
         for other in boxes[i + 1 :]:
             width = min(one.x1, other.x1) - max(one.x0, other.x0)

@@ -61,6 +61,8 @@ def test_novelty_is_a_fourth_column(sdata):
     table.obs["nh2st_novelty"] *= 4
     low, high = spots(nh.pl.uncertainty(sdata, best, return_ax=True)[0, 3]).get_clim()
     assert low == 0.5 and 3.5 < high < 4
+    axes = nh.pl.uncertainty(sdata, list(table.var_names[table.var["nh2st"]][:2]), return_ax=True)
+    assert [axes[1, i] is axes[0, i] for i in range(4)] == [True, False, False, True]  # H&E and novelty once
 
 
 def test_wrong_arguments(sdata):
