@@ -255,6 +255,7 @@ def test_messages_are_shown_once(before, out, err):
 def test_jupyter_shows_messages_outside_its_red_box(jupyter, out, err, monkeypatch, capsys):
     from nh2st_scverse._logging import logger
 
+    monkeypatch.delattr(builtins, "__IPYTHON__", raising=False)  # another test may have begun a shell
     if jupyter:
         monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own would show them
