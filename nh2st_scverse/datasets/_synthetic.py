@@ -191,7 +191,7 @@ def synthetic(
 
 
 def _sizes(bins_um: int | Sequence[int], width_um: float) -> list[int]:
-    given = [bins_um] if isinstance(bins_um, Integral) else list(bins_um)  # type: ignore[arg-type]
+    given = list(bins_um) if isinstance(bins_um, Sequence) else [bins_um]
     sizes = sorted({_whole("bins_um", size, 1) for size in given})
     if any(size % sizes[0] for size in sizes) or any(size > width_um / 10 for size in sizes):
         raise ValueError(f"`bins_um` must be multiples of the smallest, and small, such as (2, 8, 16); found {sizes}.")
