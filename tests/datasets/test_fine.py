@@ -69,7 +69,7 @@ def test_predicted_at_bins_and_cells_better_than_the_nearest_spot(tiny):
     spec = importlib.util.spec_from_file_location("fine_benchmark", ROOT / "tests" / "benchmarks" / "fine.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    a, b, c = (module.draw(800, 20, seed) for seed in (11, 12, 13))
+    a, b, c = (module.draw(600, 20, seed) for seed in (11, 12, 13))
     table = module.compare({"a": a, "b": b}, c, **tiny | {"max_epochs": 10, "n_genes": 20})
     print(table.round(3).to_string())
     assert (table["r at the place"] > table["r of the nearest spot"]).all()
