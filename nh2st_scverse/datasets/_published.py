@@ -217,6 +217,7 @@ def _write_h5ad(path: Path, table: AnnData, one: Drawn, width_um: float, *, hear
 def _write_pyramid(path: Path, pixels: np.ndarray, microns: float) -> None:
     """A tiled BigTIFF with half the size at each level, which are pages of one file."""
     import tifffile
+    from PIL import Image
 
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         level = pixels
@@ -233,7 +234,8 @@ def _write_pyramid(path: Path, pixels: np.ndarray, microns: float) -> None:
             )
             if max(level.shape) <= LARGEST_LEVEL:
                 return
-            level = np.ascontiguousarray(level[::2, ::2])
+            height, width = (n // 2 * 2 for n in level.shape[:2])
+            level = np.asarray(Image.fromarray(level[:height, :width]).reduce(2))  # means: no aliasing
 
 
 def _write_outlines(root: Path, name: str, sdata: SpatialData, one: Drawn, *, transcripts: bool) -> None:

@@ -187,7 +187,7 @@ def test_what_is_not_there(spots, tmp_path):
     assert len(pd.read_csv(folder / "HEST_v1_1_0.csv")) == 1
 
 
-def test_real_sections_are_the_same_as_by_their_own_readers(data_dir, tmp_path):
+def test_real_sections_are_the_same_as_by_their_own_readers(data_dir, tmp_path, tiny):
     """her2st C2 and Visium: the same counts, places, µm and pixels, so the same results."""
     own = {"SPA141": nh.io.her2st(data_dir / "her2st", "C2")}
     visium = spatialdata_io.visium(next(iter(sorted((data_dir / "visium_ffpe").glob("mousebrain/*")))), dataset_id="V")
@@ -210,4 +210,16 @@ def test_real_sections_are_the_same_as_by_their_own_readers(data_dir, tmp_path):
         window = {"y": slice(900, 1000), "x": slice(900, 1000)}
         first, second = (one.geometry.levels[0].array.isel(window).transpose("c", "y", "x").values for one in (a, b))
         assert np.array_equal(first, second)
+        model = nh.tl.train(own[name], allow=("coarse",), **tiny)
+        for one in (own[name], read):
+            nh.tl.predict_expression(one, model=model, encoder=tiny["encoder"], allow=("coarse",), progress=False)
+        table, other = own[name]["table"], read["table"][own[name]["table"].obs_names]
+        genes = table.var["nh2st"].to_numpy()
+        (values, features), (values_read, features_read) = (
+            (np.asarray(one.layers["nh2st"])[:, genes], one.obsm["nh2st_features"]) for one in (table, other)
+        )
+        # HEST tells µm per pixel by the pitch: patches may be a pixel wider
+        for a, b in ((features, features_read), (values, values_read)):
+            assert np.abs(a - b).mean() < 0.05 * a.std(axis=0).mean()
+            assert min(np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)) > 0.99
     assert set(nh.io.hest(tmp_path, "SPA141")["SPA141"]["table"].obs["patient"]) == {"C"}
