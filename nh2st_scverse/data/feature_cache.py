@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,24 @@ from zarr.codecs import Crc32cCodec
 
 from nh2st_scverse._logging import logger
 from nh2st_scverse.data.patches import BATCH
+
+PART = 50_000  # spots whose features are in memory at a time, where all of them are many
+
+
+def on_disk(n: int, width: int) -> np.ndarray:
+    """An array (n, width) of NaN in 16 bits, in a file that goes away with it."""
+    with tempfile.TemporaryFile() as file:
+        values = np.memmap(file, np.float16, "w+", shape=(n, width))
+    for start in range(0, n, PART):
+        values[start : start + PART] = np.nan
+        release(values)
+    return values
+
+
+def release(values: np.ndarray) -> None:
+    """Let what was read or written of an array on disk leave the memory of the process."""
+    if isinstance(values, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        values._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 class FeatureCache:

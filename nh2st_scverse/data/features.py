@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from nh2st_scverse.data.cluster import encode_on_cluster
 from nh2st_scverse.data.expression import to_dense
-from nh2st_scverse.data.feature_cache import FeatureCache
+from nh2st_scverse.data.feature_cache import FeatureCache, release
 from nh2st_scverse.data.geometry import Geometry
 from nh2st_scverse.data.maps import encode_maps
 from nh2st_scverse.data.patches import ahead, batches, cut
@@ -111,6 +111,7 @@ def encode_section(
                     "its dim say what it returns?"
                 )
             features[some[at], columns[field]] = found
+            release(features)
             if cache is not None:
                 cache.put(at, field, found)
             bar.update(len(found))
@@ -123,6 +124,7 @@ def encode_section(
             places = np.flatnonzero(batch >= 0)
             for which, found in encode_maps(section.geometry, encoder, places, field_um=side, client=client):
                 features[which, columns[field]] = found
+                release(features)
                 bar.update(len(found))
                 for at, n in zip(*np.unique(batch[which], return_counts=True), strict=True):
                     lacking[at] -= n

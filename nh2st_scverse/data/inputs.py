@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from nh2st_scverse._constants import FEATURES
 from nh2st_scverse.data.cohort import Cohort, Sample
-from nh2st_scverse.data.feature_cache import FeatureCache
+from nh2st_scverse.data.feature_cache import FeatureCache, on_disk
 from nh2st_scverse.data.features import Sight, encode_section, look_up
 from nh2st_scverse.data.maps import MARGIN
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches
@@ -26,6 +26,7 @@ from nh2st_scverse.encoders._base import has_maps
 from nh2st_scverse.encoders._turned import Turned
 from nh2st_scverse.nn.config import Config, Maps
 
+MANY = 100_000  # spots whose features are too many to be held, or to be left in a table
 WIDE = 2.0  # patches: tiles of wider fields take less time than a patch for each spot, as far apart as on Visium
 
 
@@ -171,6 +172,7 @@ class Encoding:
     progress: bool = True
     cache_dir: str | os.PathLike[str] | None = None
     client: Any = None
+    spill: bool = False  # features of more than MANY spots on disk, in 16 bits; they are not left in the table
 
 
 _begun: dict[str, np.ndarray] = {}  # by mark: the encoding that was interrupted last, for the same process
@@ -196,7 +198,8 @@ def encode(cohort: Cohort, recipe: Recipe, kept: KeptFeatures, how: Encoding = H
         features = kept.get(sample, mark)
         if features is None:
             features = _encode(section, encoder, recipe, mark, how)
-        kept.put(sample, mark, features)
+        if not isinstance(features, np.memmap):
+            kept.put(sample, mark, features)
         found.append(features)
     return tuple(found)
 
@@ -205,7 +208,9 @@ def _encode(section: Section, encoder: Encoder, recipe: Recipe, mark: str, how: 
     """Encode one section; what an interruption leaves is kept, on disk or in this process."""
     features = _begun.pop(mark, None)
     if features is None:
-        features = np.full((section.n_spots, len(recipe.fields) * encoder.dim), np.nan, dtype=np.float32)
+        shape = section.n_spots, len(recipe.fields) * encoder.dim
+        spilled = how.spill and section.n_spots > MANY
+        features = on_disk(*shape) if spilled else np.full(shape, np.nan, dtype=np.float32)
     _begun.clear()
     try:
         return encode_section(

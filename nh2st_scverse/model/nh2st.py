@@ -16,6 +16,8 @@ import torch
 
 from nh2st_scverse._options import as_folder
 from nh2st_scverse._validators import check_path
+from nh2st_scverse.data.feature_cache import PART, release
+from nh2st_scverse.data.inputs import MANY
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.model.card import Card, held_out_tissue
@@ -25,7 +27,7 @@ from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.likeness import likeness
 from nh2st_scverse.train.task import attend_section, predict_section
-from nh2st_scverse.train.tensors import Tensors, stack
+from nh2st_scverse.train.tensors import Tensors, project, stack
 from nh2st_scverse.train.trust import Novelty, Residuals
 
 T = TypeVar("T")
@@ -268,7 +270,7 @@ class NH2ST:
         device: str,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean of what the members say of each spot, and their variance (G,) about it, mean over spots, in one pass."""
-        total, squares = np.zeros((), np.float32), np.zeros(())
+        total, squares = np.empty(0, np.float32), np.zeros(())
         for i, tensor in enumerate(self._by_member(of, section, inputs, device)):
             found = tensor.cpu().numpy()
             if not np.isfinite(found[section.usable]).all():
@@ -277,13 +279,18 @@ class NH2ST:
                     "features are far from those of the training sections, or the training diverged."
                 )
             found[~section.usable] = np.nan
-            before = total / np.float32(max(i, 1))
-            total = total + found
-            if i:  # Welford's update
-                away = (found - before) * (found - total / np.float32(i + 1))
-                squares = squares + away[section.usable].mean(axis=0, dtype=np.float64)
+            if not i:
+                total = found
+                continue
+            for start in range(0, len(found), PART):  # Welford's update; what is held beside it stays small
+                rows = slice(start, start + PART)
+                before = total[rows] / np.float32(i)
+                total[rows] += found[rows]
+                away = (found[rows] - before) * (found[rows] - total[rows] / np.float32(i + 1))
+                squares = squares + away[section.usable[rows]].sum(axis=0, dtype=np.float64) / section.usable.sum()
         n = len(self.members)
-        return np.asarray(total / np.float32(n)), squares / n
+        total /= np.float32(n)
+        return total, squares / n
 
     def _by_member(
         self,
@@ -300,13 +307,17 @@ class NH2ST:
                 "table by nh.tl.predict_expression(sdata, model=model)."
             )
         standardise = self.config.standardise == "section"
-        tensors = stack(Data((section,), (inputs,)), standardise=standardise).to(device)
+        # those of so many spots are projected without being held as a whole
+        many = inputs.ndim == 2 and len(inputs) > MANY and self.config.n_components is not None
+        tensors = stack(Data((section,), (inputs[:, :0] if many else inputs,)), standardise=standardise).to(device)
         for member in self.members:
             with torch.inference_mode():
                 member.to(device)
                 seen = tensors
                 if member.trunk is None and member.projection is not None:
-                    seen = replace(tensors, inputs=member.projection(tensors.inputs))
+                    given = section, inputs, standardise, member.projection
+                    components = project(*given) if many else member.projection(tensors.inputs)
+                    seen = replace(tensors, inputs=components)
                 found = of(member, seen)
                 member.cpu()
             yield found
@@ -591,7 +602,11 @@ def novelty_of(model: NH2ST, section: Section, inputs: np.ndarray) -> np.ndarray
     told = np.full(section.n_spots, np.nan, dtype=np.float32)
     novelty = model.trust.novelty
     if novelty is not None and inputs.ndim == 2:
-        told[section.usable] = novelty.score(inputs[section.usable])
+        usable = np.flatnonzero(section.usable)
+        for start in range(0, len(usable), MANY):
+            some = usable[start : start + MANY]
+            told[some] = novelty.score(np.asarray(inputs[some], dtype=np.float32))
+            release(inputs)
     return told
 
 

@@ -213,11 +213,11 @@ def _predict(cohort: Cohort, model: NH2ST, inputs: Sequence[np.ndarray], device:
     pairs = list(zip(cohort.sections, inputs, strict=True))
     if uncertainty:
         found = [model.uncertainty(section, seen, device) for section, seen in pairs]
-        values, std, novelty = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        values, std, novelty = (_joined(parts) for parts in zip(*found, strict=True))
         assert model.trust.residuals is not None
         widths = model.trust.residuals.widths
     else:
-        values = np.concatenate([model.predict(section, seen, device) for section, seen in pairs])
+        values = _joined([model.predict(section, seen, device) for section, seen in pairs])
         if model.trust.novelty is not None:  # a slide unlike the training sections is warned of without being asked
             novelty = np.concatenate([novelty_of(model, section, seen) for section, seen in pairs])
     return Prediction(
@@ -233,6 +233,11 @@ def _predict(cohort: Cohort, model: NH2ST, inputs: Sequence[np.ndarray], device:
         widths=widths,
         novelty=novelty,
     )
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Values of all sections; those of one are not copied, they may be many."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _expected(model: NH2ST, pairs: Sequence[tuple[Section, np.ndarray]], device: str) -> dict[str, Any]:
@@ -292,7 +297,7 @@ def _see(cohort: Cohort, model: NH2ST, encoder: Encoder | None, kept: KeptFeatur
     if encoder is None:
         return cut_patches(cohort, model.patch_um, model.patch_px, model.stain)
     recipe = Recipe(encoder, model.patch_um, config.fields, config.orientations, model.stain, config.maps)
-    return encode(cohort, recipe, kept, Encoding(run.progress, run.cache_dir, run.client))
+    return encode(cohort, recipe, kept, Encoding(run.progress, run.cache_dir, run.client, spill=True))
 
 
 def _at_distance(sample: Sample, spacing_um: float) -> Sample:

@@ -160,7 +160,13 @@ def predict_batch(member: Member, spots: Tensors, batch: Tensor, likeness: float
 def predict_section(member: Member, spots: Tensors) -> Tensor:
     """Expression (N, G) of the spots of a section, with the share of the network that its likeness allows."""
     alike = likeness(member, spots)
-    return torch.cat([predict_batch(member, spots, batch, alike) for batch in _batches(spots)])
+    found = None
+    for batch in _batches(spots):
+        some = predict_batch(member, spots, batch, alike)
+        found = some.new_empty((len(spots.nodes), some.shape[1])) if found is None else found
+        found[batch] = some
+    assert found is not None
+    return found
 
 
 def attend_section(member: Member, spots: Tensors) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nh2st_scverse.data.feature_cache import PART, release
 from nh2st_scverse.data.section import Section
+from nh2st_scverse.nn.projection import Projection
 from nh2st_scverse.train.data import Data
 
 COLUMNS = 256  # features that are standardised at a time: what is held beside them stays small
@@ -56,12 +58,41 @@ def stack(data: Data, *, standardise: bool) -> Tensors:
     )
 
 
-def section_features(section: Section, features: np.ndarray, standardise: bool) -> np.ndarray:
-    """A copy of features (n, F), mean 0 and variance 1 over the usable spots if asked for; 0 without an image."""
-    if not np.isfinite(features).all(axis=1)[section.usable].all():
+def project(section: Section, features: np.ndarray, standardise: bool, projection: Projection) -> Tensor:
+    """Components (N, C) of features (N, F) that are many: those of :func:`section_features`, some spots at a time."""
+    usable, n = section.usable, len(features)
+    mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
+
+    def parts() -> Iterator[tuple[slice, np.ndarray]]:
+        for start in range(0, n, PART):
+            rows = slice(start, start + PART)
+            yield rows, np.array(features[rows], dtype=np.float32)
+            release(features)
+
+    if standardise:
+        mean = sum(x[usable[rows]].sum(axis=0, dtype=np.float64) for rows, x in parts()) / usable.sum()
+        squares = sum(np.square(x[usable[rows]] - mean).sum(axis=0) for rows, x in parts())
+        spread = np.sqrt(squares / usable.sum())
+    _check_finite(section, bool(np.isfinite(mean).all()))
+    found: list[Tensor] = []
+    for rows, x in parts():
+        x -= mean.astype(np.float32)
+        x /= np.where(spread > 1e-6, spread, np.inf).astype(np.float32)
+        x[~usable[rows]] = 0
+        found.append(projection(torch.from_numpy(x).to(projection.mean.device)))
+    return torch.cat(found)
+
+
+def _check_finite(section: Section, finite: bool) -> None:
+    if not finite:
         raise ValueError(
             f"Expected finite features of section {section.name!r}, found NaN or infinite: is it the encoder?"
         )
+
+
+def section_features(section: Section, features: np.ndarray, standardise: bool) -> np.ndarray:
+    """A copy of features (n, F), mean 0 and variance 1 over the usable spots if asked for; 0 without an image."""
+    _check_finite(section, bool(np.isfinite(features).all(axis=1)[section.usable].all()))
     x = np.array(features, dtype=np.float32)
     if standardise:  # stain and scanner shift and stretch features; composition does so less
         for some in range(0, x.shape[1], COLUMNS):

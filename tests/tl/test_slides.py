@@ -97,6 +97,22 @@ def test_a_failure_leaves_the_slide_as_it_was(
         nh.tl.predict_expression(bare, model=model, encoder=encoder, progress=False)
 
 
+def test_features_of_many_places_are_on_disk_and_never_all_in_memory(
+    slide: SpatialData, model: nh.NH2ST, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, many = slide, SpatialData(images=dict(slide.images))
+    nh.tl.predict_expression(few, model=model, encoder=encoder, progress=False)
+    expected = few.tables["table"]
+    for place in ("data.inputs.MANY", "model.nh2st.MANY", "model.nh2st.PART", "train.tensors.PART"):
+        monkeypatch.setattr(f"nh2st_scverse.{place}", 30)
+    nh.tl.predict_expression(many, model=model, encoder=encoder, progress=False)
+    found = many.tables["table"]
+    assert len(found) > 60 and "nh2st_features" in expected.obsm and "nh2st_features" not in found.obsm
+    assert not np.array_equal(found.X, expected.X)  # in 16 bits
+    assert np.abs(found.X - expected.X).max() < 0.02 * np.std(expected.X, axis=0).mean()
+    assert np.allclose(found.obs["nh2st_novelty"], expected.obs["nh2st_novelty"], rtol=0.02)
+
+
 def test_a_slide_alone_needs_a_model(slide: SpatialData, model: nh.NH2ST, encoder: Any) -> None:
     with pytest.raises(KeyError, match="predict a slide without counts with model="):
         nh.tl.predict_expression(slide, progress=False)
