@@ -48,7 +48,7 @@ class TrainingOptions(Settings, total=False):
     """The keywords of a training, which :func:`predict_expression` hands on."""
 
     groups: str | Sequence[str] | Mapping[str, str] | None
-    genes: Panel | Sequence[str]
+    genes: Sequence[str] | Panel
     n_genes: int | None
     preset: Preset
     patch_um: float | None
@@ -67,7 +67,7 @@ def cross_fit(
     table_added: str | None = None,
     uncertainty: bool = False,
     groups: str | Sequence[str] | Mapping[str, str] | None = None,
-    genes: Panel | Sequence[str] = "highest_mean",
+    genes: Sequence[str] | Panel = "highest_mean",
     n_genes: int | None = 250,
     preset: Preset = "default",
     encoder: str | Encoder | Sequence[str | Encoder] | None = None,

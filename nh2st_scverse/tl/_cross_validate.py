@@ -42,7 +42,7 @@ def cross_validate(
     folds: int | Sequence[Sequence[str]] | None = None,
     fold_seed: int = 0,
     baselines: Iterable[str] = ("mean", "knn", "ridge", "mlp"),
-    genes: Panel | Sequence[str] = "highest_mean",
+    genes: Sequence[str] | Panel = "highest_mean",
     n_genes: int | None = 250,
     preset: Preset = "default",
     encoder: str | Encoder | Sequence[str | Encoder] | None = None,

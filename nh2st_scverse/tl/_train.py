@@ -29,7 +29,7 @@ def train(
     sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
     groups: str | Sequence[str] | Mapping[str, str] | None = None,
-    genes: Panel | Sequence[str] = "highest_mean",
+    genes: Sequence[str] | Panel = "highest_mean",
     n_genes: int | None = 250,
     preset: Preset = "default",
     encoder: str | Encoder | Sequence[str | Encoder] | None = None,
