@@ -537,6 +537,12 @@ ROWS |= {
     "preset: a list": (lambda w: w.train(preset=["paper"]), (ValueError, TypeError), "preset"),
     "patch_um: text": (lambda w: w.train(patch_um="75"), ValueError, "patch_um to be a number above 0"),
     "patch_um: zero": (lambda w: w.train(patch_um=0), ValueError, "patch_um to be a number above 0"),
+    "fields: wider than the image": (lambda w: w.train(fields=(1.0, 99.0)), ValueError, "narrower fields="),
+    "fields: wider than the image, held out": (
+        lambda w: w.predict(fields=(1.0, 99.0)),
+        ValueError,
+        "at most twice as wide as the image",
+    ),
     "patch_um: larger than the image": (lambda w: w.train(patch_um=1e6), ValueError, "larger than the image"),
     "patch_um: larger, in a check": (lambda w: nh.pp.check(w.sdata, patch_um=1e6), None, ""),
     # --------------------------------------------------------------------------------------------------- bad tables

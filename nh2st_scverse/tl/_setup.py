@@ -37,7 +37,21 @@ def choose_encoder(config: Config, encoder: str | Encoder | Sequence[str | Encod
 
 
 def recipe_for(cohort: Cohort, config: Config, encoder: Encoder, train: Spots | None = None) -> Recipe:
-    """How features are made; with the colours of the training sections (None: of all) where settings ask for it."""
+    """How features are made; with the colours of the training sections (None: of all) where settings ask for it.
+
+    Raises
+    ------
+    ValueError
+        The widest field of view is more than twice as wide as the image of a section: it would see glass.
+    """
+    widest = max(config.fields) * cohort.patch_um
+    for section in cohort.sections:
+        image_um = max(section.geometry.levels[0].size) * section.geometry.microns_per_pixel
+        if widest > 2 * image_um:
+            raise ValueError(
+                f"Expected fields of view at most twice as wide as the image of section {section.name!r}, "
+                f"{image_um:,.0f} µm; found {max(config.fields):g} patches, {widest:,.0f} µm. Pass narrower fields=."
+            )
     stain = None
     if config.stain != "none":
         chosen = cohort.sections if train is None else [cohort.sections[i] for i, _ in train]
