@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import io
 import shutil
+import tomllib
 from pathlib import Path
 
 import numpy.typing
 import pytest
+import yaml
 from sphinx.cmd.build import build_main
 from sphinx.util.inventory import InventoryFile
 
@@ -58,6 +60,14 @@ def test_every_notebook_has_a_page(site: Path) -> None:
         for notebook in (ROOT / folder).glob("*.ipynb"):
             page = site / notebook.relative_to(ROOT / "tutorials" if folder == "tutorials" else ROOT)
             assert "<img" in page.with_suffix(".html").read_text(encoding="utf-8"), notebook.name
+
+
+def test_read_the_docs_builds_what_is_tested_here() -> None:
+    config = yaml.safe_load((ROOT / ".readthedocs.yaml").read_text())
+    assert (ROOT / config["sphinx"]["configuration"]).samefile(ROOT / "tutorials" / "conf.py")
+    (install,) = config["python"]["install"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(install["extra_requirements"]) <= set(project["optional-dependencies"])
 
 
 @pytest.mark.skipif(

@@ -35,7 +35,7 @@ exclude_patterns = ["_build"]
 nitpicky = True
 # What other libraries call theirs is not ours to check, and what only type checkers import is not found here.
 nitpick_ignore_regex = [
-    ("py:.*", r"(anndata|collections|dask|matplotlib|numpy|os|pandas|pathlib|spatialdata(_io)?|torch|xarray)\..*"),
+    ("py:.*", r"(anndata|collections|dask|matplotlib|numpy|os|pandas|pathlib|spatialdata(_io)?|torch|types|typing|xarray)\..*"),
     ("py:class", r"nh2st_scverse\.(data|nn)\..*"),
     ("py:class", "NH2ST|Path|SpatialData|Technology"),
 ]
