@@ -1,4 +1,4 @@
-"""The site, built by ``sphinx-build tutorials tutorials/_build``: the files of this folder, and what docstrings say."""
+"""The site: ``sphinx-build tutorials tutorials/_build/html``. Its pages are the files of this folder and docstrings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ exclude_patterns = ["_build"]
 nitpicky = True
 # What other libraries call theirs is not ours to check, and what only type checkers import is not found here.
 nitpick_ignore_regex = [
-    ("py:.*", r"(anndata|collections|dask|matplotlib|numpy|os|pandas|pathlib|spatialdata(_io)?|torch|types|typing|xarray)\..*"),
+    ("py:.*", r"(anndata|dask|matplotlib|numpy|pandas|spatialdata(_io)?|torch|xarray)\..*"),
+    ("py:.*", r"(collections|os|pathlib|types|typing)\..*"),
     ("py:class", r"nh2st_scverse\.(data|nn)\..*"),
     ("py:class", "NH2ST|Path|SpatialData|Technology"),
 ]
