@@ -53,8 +53,9 @@ intersphinx_mapping = {
     "torch": ("https://docs.pytorch.org/docs/stable", None),
 }
 
-# Notebooks keep the outputs that they were saved with.
+# Notebooks keep the outputs that they were saved with; messages that follow each other are one box.
 nb_execution_mode = "off"
+nb_merge_streams = True
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
