@@ -13,12 +13,14 @@ from tqdm.auto import tqdm
 
 from nh2st_scverse.data.cluster import encode_on_cluster
 from nh2st_scverse.data.expression import to_dense
-from nh2st_scverse.data.feature_cache import FeatureCache, release
+from nh2st_scverse.data.feature_cache import PART, FeatureCache, release
 from nh2st_scverse.data.geometry import Geometry
+from nh2st_scverse.data.lattice import lay_lattice
 from nh2st_scverse.data.maps import encode_maps
 from nh2st_scverse.data.patches import ahead, batches, cut
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
+from nh2st_scverse.encoders._base import has_maps, parts_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Sight:
 
     patch_um: float  # side of a patch
     fields: tuple[float, ...] = (1.0,)  # sides of the fields of view, in patches; their features follow each other
-    mapped: tuple[float, ...] = ()  # those whose features are taken from maps of the tissue, not from patches
+    # those whose features are taken from maps of the tissue, or between the nodes of a lattice, not from own patches
+    mapped: tuple[float, ...] = ()
 
 
 def encode_section(
@@ -84,6 +87,7 @@ def encode_section(
         for field in range(len(fields)):
             if begun is not None and np.isfinite(begun[spots, columns[field]]).all():
                 continue
+            release(features)
             known = None if cache is None else cache.get(at, field, len(spots))
             if known is not None:
                 features[spots, columns[field]] = known
@@ -91,7 +95,9 @@ def encode_section(
                 of_maps[field].append(at)
             else:
                 todo.append((at, field))
-    n_patches = sum(len(some[at]) for at, _ in todo) + sum(len(some[at]) for ats in of_maps.values() for at in ats)
+    n_parts = len(parts_of(encoder))  # each of which goes its own way
+    n_patches = sum(len(some[at]) for at, _ in todo)
+    n_patches += sum(len(some[at]) for ats in of_maps.values() for at in ats) * n_parts
     with tqdm(
         total=n_patches,
         desc=f"encoding {section.name}",
@@ -101,42 +107,75 @@ def encode_section(
         disable=not progress,
     ) as bar:
         work = [(some[at], patch_um * fields[field]) for at, field in todo]
-        given = section.geometry, encoder, work
-        for i, found in _encode(*given) if client is None else encode_on_cluster(*given, client):
+        for i, found in _encoded(section.geometry, encoder, work, client):
             at, field = todo[i]
-            wanted = (len(some[at]), encoder.dim)
-            if found.shape != wanted:
-                raise ValueError(
-                    f"Expected encoder {encoder.name!r} to give features of shape {wanted}, found {found.shape}. Does "
-                    "its dim say what it returns?"
-                )
             features[some[at], columns[field]] = found
             release(features)
             if cache is not None:
                 cache.put(at, field, found)
             bar.update(len(found))
         for field, ats in of_maps.items():
-            side, batch, lacking = patch_um * fields[field], np.full(section.n_spots, -1), {}
+            batch = np.full(section.n_spots, -1)
             for at in ats:
-                rest = some[at][np.isnan(features[some[at], columns[field].start])]
-                batch[rest], lacking[at] = at, len(rest)
-                bar.update(len(some[at]) - len(rest))
-            places = np.flatnonzero(batch >= 0)
-            for which, found in encode_maps(section.geometry, encoder, places, field_um=side, client=client):
-                features[which, columns[field]] = found
-                release(features)
-                bar.update(len(found))
-                for at, n in zip(*np.unique(batch[which], return_counts=True), strict=True):
-                    lacking[at] -= n
-                    if cache is not None and not lacking[at]:
-                        cache.put(at, field, features[some[at], columns[field]])
+                batch[some[at]] = at
+            jobs, start = [], columns[field].start
+            for part in parts_of(encoder):
+                own = slice(start, start + part.dim)  # its columns
+                jobs.append((part, own, np.flatnonzero(_lacks(features, own.start) & (batch >= 0))))
+                start = own.stop
+            lacking = np.bincount(np.concatenate([batch[places] for _, _, places in jobs]), minlength=len(some))
+            bar.update(sum(len(some[at]) for at in ats) * len(jobs) - int(lacking.sum()))
+            for part, own, places in jobs:
+                encode = encode_maps if has_maps(part) else _interpolated
+                side = patch_um * fields[field]
+                for which, found in encode(section.geometry, part, places, field_um=side, client=client):
+                    features[which, own] = found
+                    release(features)
+                    bar.update(len(found))
+                    for at, n in zip(*np.unique(batch[which], return_counts=True), strict=True):
+                        lacking[at] -= n
+                        if cache is not None and not lacking[at]:
+                            cache.put(at, field, features[some[at], columns[field]])
     return features
 
 
-def _encode(
+def _lacks(features: np.ndarray, column: int) -> np.ndarray:
+    """Which spots (n,) have no value in a column."""
+    lacks = np.empty(len(features), dtype=bool)
+    for start in range(0, len(features), PART):  # of what is on disk, little is in memory
+        lacks[start : start + PART] = np.isnan(features[start : start + PART, column])
+        release(features)
+    return lacks
+
+
+def _interpolated(
+    geometry: Geometry, encoder: Encoder, places: np.ndarray, *, field_um: float, client: Any = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Features of places (n,) from patches at the nodes of a lattice, as :func:`encode_maps` gives those of maps."""
+    nodes, blocks = lay_lattice(geometry, places, field_um=field_um)
+    work = [(block.nodes, field_um) for block in blocks]
+    for i, found in _encoded(nodes, encoder, work, client):
+        yield blocks[i].places, blocks[i].between(found)
+
+
+def _encoded(
+    geometry: Geometry, encoder: Encoder, work: Sequence[tuple[np.ndarray, float]], client: Any
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Encode batches of patches, here one after the other or on a cluster: position of the batch, its features."""
+    given = geometry, encoder, work
+    for i, found in _here(*given) if client is None else encode_on_cluster(*given, client):
+        wanted = (len(work[i][0]), encoder.dim)
+        if found.shape != wanted:
+            raise ValueError(
+                f"Expected encoder {encoder.name!r} to give features of shape {wanted}, found {found.shape}. Does "
+                "its dim say what it returns?"
+            )
+        yield i, found
+
+
+def _here(
     geometry: Geometry, encoder: Encoder, work: Sequence[tuple[np.ndarray, float]]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Encode batches one after the other, as :func:`encode_on_cluster` does."""
     for i, patches in enumerate(ahead(cut(geometry, work, size_px=encoder.input_size))):
         yield i, np.asarray(encoder(patches), dtype=np.float32)
 

@@ -17,12 +17,13 @@ from nh2st_scverse._constants import FEATURES
 from nh2st_scverse.data.cohort import Cohort, Sample
 from nh2st_scverse.data.feature_cache import FeatureCache, on_disk
 from nh2st_scverse.data.features import Sight, encode_section, look_up
+from nh2st_scverse.data.lattice import PER_FIELD
 from nh2st_scverse.data.maps import MARGIN
 from nh2st_scverse.data.patches import image_fingerprint, iter_patches
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.data.stain import Restained, colour_map, recolour
 from nh2st_scverse.encoders import Encoder, Precomputed
-from nh2st_scverse.encoders._base import has_maps
+from nh2st_scverse.encoders._base import has_maps, parts_of
 from nh2st_scverse.encoders._turned import Turned
 from nh2st_scverse.nn.config import Config, Maps
 
@@ -48,10 +49,15 @@ class Recipe:
     fields: tuple[float, ...] = (1.0,)  # sides of the fields of view of a spot, in patches
     orientations: int = 1
     stain: dict[str, Any] | None = None  # the colours that sections take
-    maps: Maps = "none"  # which fields of view are pooled from maps of the tissue
+    maps: Maps = "none"  # which fields of view are encoded once for all places
 
     def __post_init__(self) -> None:
-        """Features that are there already cannot be turned."""
+        """Features that are there already can be neither turned nor computed anew."""
+        if isinstance(self.encoder, Precomputed) and self.maps != "none":
+            raise ValueError(
+                f"Expected maps='none' with encoder {self.encoder.name!r}, found {self.maps!r}: its features are there "
+                "already. Maps are for encoders that compute here."
+            )
         if isinstance(self.encoder, Precomputed) and self.orientations > 1:
             raise ValueError(
                 f"Expected orientations=1 with encoder {self.encoder.name!r}, found {self.orientations}: its features "
@@ -65,8 +71,8 @@ class Recipe:
 
     @property
     def mapped(self) -> tuple[float, ...]:
-        """The fields of view whose features are pooled from maps: none where the encoder gives no maps."""
-        return tuple(field for field in self.fields if _is_mapped(field, self.maps) and has_maps(self.encoder))
+        """The fields of view that are encoded once for all places."""
+        return tuple(field for field in self.fields if _is_mapped(field, self.maps))
 
     def mark(self, section: Section, encoder: Encoder, names: Sequence[str]) -> str:
         """Hash of everything that features depend on: encoder, patch geometry, image, where each named spot is."""
@@ -74,7 +80,9 @@ class Recipe:
         patch = round(self.patch_um, 3), tuple(self.fields)
         about = (encoder.name, encoder.weights_hash, encoder.input_size, encoder.dim, *patch)
         digest = hashlib.sha256(repr(about).encode())
-        digest.update(repr(("maps", self.mapped)).encode() if self.mapped else b"")
+        if self.mapped:
+            ways = [MARGIN if has_maps(part) else PER_FIELD for part in parts_of(encoder)]
+            digest.update(repr(("maps", self.mapped, ways)).encode())
         digest.update(image_fingerprint(section.geometry, order).encode())
         digest.update(np.round(section.geometry.pixels()[order], 2).tobytes())
         # rows that were given another spot have other features

@@ -20,6 +20,7 @@ from nh2st_scverse.data.geometry import Geometry
 from nh2st_scverse.data.patches import thumbnail
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
+from nh2st_scverse.encoders._base import parts_of
 
 METHODS = ("none", "reinhard", "macenko", "vahadane")
 SIDE = 4096  # px of an image that shows all 256^3 colours once
@@ -37,6 +38,11 @@ class Restained:
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Encode patches in their new colours."""
         return self.encoder(recolour(patches, self.colours))
+
+    @property
+    def parts(self) -> list[Encoder]:
+        """Each of those that are joined in the encoder, in the new colours."""
+        return [Restained(part, self.colours) for part in parts_of(self.encoder)]
 
     def maps(self, tile: np.ndarray) -> list[np.ndarray]:
         """Maps over a tile in its new colours."""

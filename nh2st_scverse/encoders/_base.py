@@ -30,7 +30,8 @@ class Encoder(Protocol):
     the same total variance. One that also has ``n_maps``, a number, can encode a slide once for all of its
     places: ``maps(tile)`` gives maps (h, w, C) over a tile (side, side, 3) uint8 that is several times as wide as a
     patch, a list whose C sum to `n_maps`, and ``pooled(means)`` makes features (n, dim) of their means (n, n_maps) over
-    the windows of places.
+    the windows of places. For one without, patches on a lattice over the tissue stand for those of all places
+    between them.
 
     See Also
     --------
@@ -121,6 +122,11 @@ def get(encoder: str | Encoder | Sequence[str | Encoder] = DEFAULT, *, device: s
 def has_maps(encoder: Encoder) -> bool:
     """Whether an encoder can give maps of tiles, too."""
     return bool(getattr(encoder, "n_maps", 0))
+
+
+def parts_of(encoder: Encoder) -> list[Encoder]:
+    """The encoders that are joined in one, in the order of their features; else itself."""
+    return list(getattr(encoder, "parts", None) or [encoder])
 
 
 def blocks_of(encoder: Encoder) -> tuple[int, ...]:

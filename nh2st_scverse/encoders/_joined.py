@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from nh2st_scverse._threads import in_workers
-from nh2st_scverse.encoders._base import Encoder, blocks_of, get, has_maps
+from nh2st_scverse.encoders._base import Encoder, blocks_of, get, parts_of
 
 
 class Joined:
@@ -62,22 +61,9 @@ class Joined:
         return np.concatenate(found, axis=1, dtype=np.float32)
 
     @property
-    def n_maps(self) -> int:
-        """Channels of all maps, where all of the encoders give maps."""
-        some: Any = self.encoders
-        return sum(encoder.n_maps for encoder in some) if all(map(has_maps, some)) else 0
-
-    def maps(self, tile: np.ndarray) -> list[np.ndarray]:
-        """The maps of all encoders over a tile (side, side, 3), each from a tile of its own resolution."""
-        sides = (round(len(tile) * encoder.input_size / self.input_size) for encoder in self.encoders)
-        some: Any = self.encoders
-        return [one for encoder, side in zip(some, sides, strict=True) for one in encoder.maps(_smaller(tile, side))]
-
-    def pooled(self, means: np.ndarray) -> np.ndarray:
-        """Features (n, dim) of the means of the maps over windows."""
-        some: Any = self.encoders
-        parts = np.split(means, np.cumsum([encoder.n_maps for encoder in some])[:-1], axis=1)
-        return np.concatenate([encoder.pooled(part) for encoder, part in zip(some, parts, strict=True)], axis=1)
+    def parts(self) -> list[Encoder]:
+        """All encoders: to encode a slide once for all of its places, each goes its own way."""
+        return [part for encoder in self.encoders for part in parts_of(encoder)]
 
 
 def _resized(patches: np.ndarray, side: int) -> np.ndarray:

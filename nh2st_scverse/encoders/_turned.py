@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nh2st_scverse.encoders._base import Encoder
+from nh2st_scverse.encoders._base import Encoder, parts_of
 
 
 class Turned:
@@ -23,6 +23,11 @@ class Turned:
         views = (np.rot90(patches if i < 4 else patches[:, :, ::-1], i, axes=(1, 2)) for i in range(self.orientations))
         found = [self.encoder(np.ascontiguousarray(view)) for view in views]
         return np.asarray(np.mean(found, axis=0, dtype=np.float32))
+
+    @property
+    def parts(self) -> list[Encoder]:
+        """Each of those that are joined in the encoder, turned."""
+        return [Turned(part, self.orientations) for part in parts_of(self.encoder)]
 
     def maps(self, tile: np.ndarray) -> list[np.ndarray]:
         """The mean of the maps over a tile (side, side, 3) that it has in each orientation, turned back."""

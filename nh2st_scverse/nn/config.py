@@ -105,8 +105,8 @@ class Config:
     )
     maps: Maps = _setting(
         "none",
-        "which fields of view are pooled from maps of the tissue, encoded once for all places: those of 2 patches or "
-        "more, or all (for dense maps); else each spot has its own patches",
+        "which fields of view are encoded once for all places, from maps of the tissue or between patches on a "
+        "lattice: those of 2 patches or more, or all (for dense maps); else each spot has its own patches",
     )
     stain: Stain = _setting("none", "give sections the colours of the training sections, by this method")
     standardise: Standardise = _setting(
@@ -195,6 +195,8 @@ class Config:
                 f"standardise='none' and ridge=0, found {self.fields}, {self.orientations}, {self.standardise!r} and "
                 f"{self.ridge}."
             )
+        if self.fine_tune and self.maps != "none":
+            raise ValueError(f"A trained encoder sees patches: expected maps='none', found {self.maps!r}.")
         if self.ridge and not self.scale_target:
             raise ValueError("The ridge predicts the scaled target: expected scale_target=True or ridge=0.")
 

@@ -22,7 +22,6 @@ from nh2st_scverse.data.inputs import Recipe, sight_um
 from nh2st_scverse.data.maps import encode_maps, window_means
 from nh2st_scverse.data.section import Section, locate_sections
 from nh2st_scverse.encoders import _torch
-from nh2st_scverse.encoders._joined import Joined
 from nh2st_scverse.encoders._statistics import Statistics
 from nh2st_scverse.encoders._turned import Turned
 from nh2st_scverse.nn import Config
@@ -207,17 +206,8 @@ def test_statistics_of_maps_are_nearly_those_of_pixels() -> None:
     assert np.allclose(found[:, no_percentiles], exact[:, no_percentiles], atol=1e-3)
 
 
-def test_joined_and_turned_encoders_give_maps_where_theirs_do() -> None:
+def test_turned_encoders_give_maps_where_theirs_do() -> None:
     tile = np.random.default_rng(0).integers(0, 256, (42, 42, 3), dtype=np.uint8)
-    both: Any = Joined([Pixels(), convolved()])
-    assert both.n_maps == 12 and [one.shape[-1] for one in both.maps(tile)] == [3, 4, 5]
-    means = np.arange(24.0).reshape(2, 12)
-    assert np.array_equal(both.pooled(means), means)
-
-    class Plain(Pixels):
-        name, n_maps = "plain", 0
-
-    assert Joined([Pixels(), Plain()]).n_maps == 0
     for n in (2, 8):  # the pixels of a turned tile are turned back
         assert np.allclose(Turned(Pixels(), n).maps(tile)[0], tile)
     turned = Turned(convolved(), 8).maps(tile)[0]
@@ -267,10 +257,18 @@ def test_a_recipe_tells_which_fields_are_pooled(section: Section) -> None:
     class Plain(Pixels):
         n_maps = 0
 
-    assert Recipe(Plain(), 75.0, (1.0, 6.0), maps="all").mapped == ()
+    assert Recipe(Plain(), 75.0, (1.0, 6.0), maps="all").mapped == (1.0, 6.0)  # on a lattice
     names = [str(i) for i in range(section.n_spots)]
-    marks = {replace(recipe, maps=maps).mark(section, Pixels(), names) for maps in ("none", "wide", "all")}
-    assert len(marks) == 3  # features of one way are not taken for those of another
+    marks = {
+        replace(recipe, maps=maps).mark(section, encoder, names)
+        for maps in ("none", "wide", "all")
+        for encoder in (Pixels(), Plain())
+    }
+    assert len(marks) == 5  # features of one way are not taken for those of another
+    with pytest.raises(ValueError, match="features are there already"):
+        Recipe(nh.encoders.get("precomputed:X_uni"), 75.0, maps="all")
+    with pytest.raises(ValueError, match="sees patches"):
+        Config.preset(fine_tune=True, maps="all")
 
 
 def test_maps_see_a_margin_beyond_their_window() -> None:

@@ -1,0 +1,55 @@
+"""A lattice over an image: patches at its nodes stand for those of all places between them.
+
+What an encoder says of a patch changes slowly with its place. So for an encoder that gives no maps, patches are
+encoded at the nodes of a lattice, as far apart as a share of the field of view, and a place has the bilinear mean of
+the four nodes round it: the cost follows the tissue, not the places. The lattice lies alike on an image for all places,
+so a place has the same features among few others or many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import sparse
+
+from nh2st_scverse.data.geometry import Geometry, apply_affine
+
+PER_FIELD = 3  # nodes along the side of a field of view
+BLOCK = 16  # cells along the side of a block
+CORNERS = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some cells of the lattice, and the places in them."""
+
+    places: np.ndarray  # (m,) positions in the geometry of the places
+    nodes: np.ndarray  # (k,) positions in the geometry of the nodes
+    weights: sparse.csr_array  # (m, k), four in each row
+
+    def between(self, features: np.ndarray) -> np.ndarray:
+        """Features (m, dim) of the places, of those of the nodes (k, dim)."""
+        return np.asarray(self.weights @ features, dtype=np.float32)
+
+
+def lay_lattice(geometry: Geometry, places: np.ndarray, *, field_um: float) -> tuple[Geometry, list[Block]]:
+    """The nodes round places (n,), positions in a geometry, and the blocks in which they are encoded."""
+    pitch = field_um / PER_FIELD / geometry.microns_per_pixel  # pixels
+    xy = geometry.pixels()[places] / pitch
+    cell = np.floor(xy).astype(int)
+    share = (xy - cell)[:, None]  # (n, 1, 2)
+    weights = np.where(CORNERS, share, 1 - share).prod(axis=2)  # (n, 4)
+    _, block, sizes = np.unique(cell // BLOCK, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(block.ravel(), kind="stable")
+    blocks, nodes, start = [], [np.empty((0, 2), int)], 0
+    for some in np.split(order, np.cumsum(sizes)[:-1]) if len(order) else []:
+        needed, corners = np.unique((cell[some, None] + CORNERS).reshape(-1, 2), axis=0, return_inverse=True)
+        positions = np.arange(start, start + len(needed))
+        rows = weights[some].ravel(), corners.ravel(), np.arange(0, corners.size + 1, 4)
+        blocks.append(Block(places[some], positions, sparse.csr_array(rows, shape=(len(some), len(needed)))))
+        nodes.append(needed)
+        start += len(needed)
+    back = np.linalg.inv(geometry.levels[0].from_shapes)
+    xy_nodes = apply_affine(back, np.concatenate(nodes) * pitch)
+    return replace(geometry, coordinates=xy_nodes, instances=np.arange(start)), blocks
