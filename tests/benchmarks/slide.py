@@ -181,7 +181,7 @@ def bins(n: int, settings: dict[str, int]) -> dict[str, float]:
     sdata = SpatialData(
         images={"image": image_element(pyramid([pixels]), systems)}, shapes={"bins": shapes}, tables=tables
     )
-    given = {"microns_per_pixel": MICRONS, "allow": ("off_tissue", "coarse"), "progress": False}
+    given = {"microns_per_pixel": MICRONS, "allow": ("off_tissue", "coarse", "other_stain"), "progress": False}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     started, busy = time.perf_counter(), time.process_time()
     model = nh.tl.train(sdata, encoder="precomputed:X_uni", n_genes=250, **given, **settings)
