@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,9 @@ from nh2st_scverse._validators import choose_key
 from nh2st_scverse.data.expression import to_dense
 
 LARGEST_LAYER = 2**34  # bytes of a layer
+NEW_TABLE = "pass table_added='predicted' for a new table of the predicted genes alone, or "
 JOIN = 'join tables with merge="same", uns_merge="same", in anndata.concat and spatialdata.concatenate alike'
+HELD_OUT, HERE = "held-out correlation", "correlation on these spots"
 MORAN = {"section", "gene", "measured", "predicted"}  # columns of what tl.biology leaves
 
 
@@ -62,6 +64,22 @@ class Prediction:
         """Whether every spot was predicted by a model that never saw it."""
         return bool(self.about.get("cross_fitted", False))
 
+    @property
+    def foreign(self) -> bool:
+        """Whether another tool made it: nothing is known of what its model saw."""
+        return bool(self.about.get("foreign", False))
+
+    @property
+    def score(self) -> np.ndarray:
+        """Correlation by which genes are ranked (G,): on held-out tissue; of another tool that of tl.evaluate."""
+        known = self.foreign and self.evaluated is not None and "pearson" in self.evaluated
+        return self.evaluated["pearson"].to_numpy() if known else self.pearson  # type: ignore[index]
+
+    @property
+    def score_name(self) -> str:
+        """What `score` is."""
+        return HERE if self.foreign else HELD_OUT
+
     def of(self, genes: Sequence[str]) -> np.ndarray:
         """Values of some genes: (n, len(genes))."""
         return self.values[:, self.at(genes)]
@@ -79,13 +97,14 @@ class Prediction:
 # --- before any work ---
 
 
-def check_size(table: AnnData) -> None:
+def check_size(table: AnnData, remedy: str = NEW_TABLE) -> None:
     """A layer holds a value for every gene of the table, predicted or not: too much for half a million bins."""
     size = 4 * table.n_obs * table.n_vars
     if size > LARGEST_LAYER:
         raise ValueError(
-            f"A layer for {table.n_obs} spots x {table.n_vars} genes would take {size / 2**30:.0f} GB of memory: pass "
-            "table_added='predicted' for a new table of the predicted genes alone, or keep fewer genes in the table."
+            f"A layer for {table.n_obs} spots x {table.n_vars} genes would take {size / 2**30:.0f} GB of memory: "
+            + remedy
+            + "keep fewer genes in the table."
         )
 
 
@@ -210,6 +229,11 @@ def find_prediction(sdata: SpatialData, key: str, table_key: str | None, *, reco
             + f"Expected predictions under key={key!r}"
             + (f" (there are some under {others}: pass key=)" if others else "")
             + ", found none. Make them with nh.tl.predict_expression(sdata)."
+            + (
+                f" What another tool wrote there is known after nh.tl.evaluate(sdata, predicted={key!r}, unit=...)."
+                if key in sdata.tables or any(key in found for found in layers.values())
+                else ""
+            )
         )
     return choose_key(having, table_key, what=f"tables with predictions under {key!r}", argument="table_key")
 
@@ -233,7 +257,8 @@ def read(table: AnnData, key: str = KEY) -> Prediction:
     about = table.uns[key] if _is_record(table.uns.get(key)) else {}
     lost = [f"uns[{key!r}]"] if _lost_record(table, key) else []
     if "written" in about:
-        lost += [f"var[{n!r}]" for n in (keys.predicted_gene, keys.pearson) if n not in table.var]
+        wanted = (keys.predicted_gene,) if about.get("foreign") else (keys.predicted_gene, keys.pearson)
+        lost += [f"var[{n!r}]" for n in wanted if n not in table.var]
     if lost:
         logger.warning(
             "%s of the prediction %r is not there: joining tables loses what they do not share, and so where the "
@@ -254,7 +279,8 @@ def read(table: AnnData, key: str = KEY) -> Prediction:
     widths = [keys.z(level) for level in LEVELS]
     known = {one: of_genes(keys.evaluated(one)) for one in (*SCORES, "ceiling") if keys.evaluated(one) in var}
     moran = table.uns.get(keys.moran)
-    return Prediction(
+    evaluated = pd.DataFrame(known, index=pd.Index(var.index.astype(str), name="gene")) if known else None
+    found = Prediction(
         genes=[str(gene) for gene in var.index],
         values=of_layer(table.X if in_x(table, key) else table.layers[keys.layer]),
         pearson=of_genes(keys.pearson),
@@ -264,9 +290,14 @@ def read(table: AnnData, key: str = KEY) -> Prediction:
         std=of_layer(table.layers[keys.std]) if keys.std in table.layers else None,
         widths=np.stack([of_genes(name) for name in widths]) if set(widths) <= set(var) else None,
         novelty=table.obs[keys.novelty].to_numpy(dtype=float) if keys.novelty in table.obs else None,
-        evaluated=pd.DataFrame(known, index=pd.Index(var.index.astype(str), name="gene")) if known else None,
+        evaluated=evaluated,
         moran=moran.astype({"section": str, "gene": str}) if _is_moran(moran) else None,
     )
+    if found.foreign:  # columns with these names are that tool's own, and mean what it says
+        return replace(
+            found, pearson=_unknown(len(var)), embedding=None, border=None, std=None, widths=None, novelty=None
+        )
+    return found
 
 
 def provenance(table: AnnData, key: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -395,7 +426,7 @@ def _entries(
         full[columns[known]] = np.asarray(values, dtype=float)[known]
         return full
 
-    return _with_record(
+    return with_record(
         prediction,
         keys,
         "layers",
@@ -425,7 +456,8 @@ def _beside(prediction: Prediction, keys: Keys, *, layer: Any, of_spots: Any, of
     return found
 
 
-def _with_record(prediction: Prediction, keys: Keys, values_in: str, entries: dict[Place, Any]) -> dict[Place, Any]:
+def with_record(prediction: Prediction, keys: Keys, values_in: str, entries: dict[Place, Any]) -> dict[Place, Any]:
+    """Entries, and the record in uns that tells where they come from and which they are."""
     places = [*entries, ("uns", keys.about)]
     record = {"values_in": values_in, "written": json.dumps(places)}
     return entries | {("uns", keys.about): {**prediction.about, **record}}
@@ -449,7 +481,7 @@ def _new_table(
         of_spots=lambda values, _: values,
         of_genes=lambda values: np.asarray(values, dtype=float),
     ) | {("var", keys.predicted_gene): np.ones(new.n_vars, dtype=bool)}
-    for (place, name), value in _with_record(prediction, keys, "X", entries).items():
+    for (place, name), value in with_record(prediction, keys, "X", entries).items():
         getattr(new, place)[name] = value
     if "spatial" in table.obsm:
         new.obsm["spatial"] = np.asarray(table.obsm["spatial"])[rows]

@@ -245,6 +245,12 @@ def closed_client() -> Any:
     return client
 
 
+def foreign(w: World, predicted: Any, unit: Any = "log1p(counts per 10,000)") -> Any:
+    """Score a layer ``x``, which has the counts, as that of another tool."""
+    w = change(w, lambda t: t.layers.__setitem__("x", t.X.copy()))
+    return nh.tl.evaluate(w.sdata, predicted=predicted, unit=unit)
+
+
 def draw(w: World, which: tuple[str, str]) -> Any:
     """Draw nothing, or a section without a prediction."""
     name, what = which
@@ -651,6 +657,18 @@ ROWS |= {
     "evaluate: no prediction": (lambda w: nh.tl.evaluate(w.sdata), KeyError, "predict_expression"),
     "evaluate: another key": (lambda w: nh.tl.evaluate(w.done, key="x"), KeyError, "'x'"),
     "evaluate: key None": (lambda w: nh.tl.evaluate(w.done, key=None), (KeyError, ValueError, TypeError), "key"),
+    "evaluate: another tool, no unit": (lambda w: nh.tl.evaluate(w.sdata, predicted="x"), ValueError, "unit="),
+    "evaluate: another tool, not there": (lambda w: foreign(w, "y"), KeyError, "no 'y' among the layers"),
+    "evaluate: another tool, an array": (lambda w: foreign(w, w.table.X), ValueError, "predicted"),
+    "evaluate: another tool, counts": (lambda w: foreign(w, "x"), ValueError, "found the prediction 'x' itself"),
+    "evaluate: another tool, raw counts": (lambda w: foreign(w, "x", "counts"), ValueError, "normalize_total"),
+    "evaluate: another tool, unit of no text": (lambda w: foreign(w, "x", 1e4), ValueError, "found 10000.0"),
+    "evaluate: another tool, our own": (
+        lambda w: nh.tl.evaluate(w.done, predicted="nh2st", unit="not known"),
+        ValueError,
+        "key='nh2st'",
+    ),
+    "evaluate: a unit alone": (lambda w: nh.tl.evaluate(w.done, unit="counts"), ValueError, "predicted= alone"),
     "evaluate: n_splits zero": (lambda w: nh.tl.evaluate(w.done, n_splits=0), ValueError, "n_splits"),
     "evaluate: n_splits text": (lambda w: nh.tl.evaluate(w.done, n_splits="5"), ValueError, "n_splits"),
     "evaluate: a layer that is not there": (lambda w: nh.tl.evaluate(w.done, layer="x"), KeyError, "layer='x'"),

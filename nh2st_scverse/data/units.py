@@ -14,6 +14,7 @@ from nh2st_scverse._constants import LOG_UNIT, TARGET_SUM
 from nh2st_scverse.data.expression import is_logged, matrix, to_dense
 
 UNKNOWN_LOGS = "as given (logarithm)"
+UNKNOWN = "not known"  # of what another tool predicted
 BASES = {"log1p": np.e, "log2": 2.0, "log10": 10.0}
 N_ROWS = 1000  # spots that tell the unit
 SAME_SIZE = 2e-3  # relative difference of library sizes that rounding makes

@@ -165,8 +165,8 @@ class Shown:
 
     @cached_property
     def genes(self) -> pd.DataFrame:
-        """The panel: held-out correlation ``r``, its ``ceiling``, and the ``share`` of it; NaN where not known."""
-        known = {"r": self.prediction.pearson, "ceiling": self.prediction.ceiling()}
+        """The panel: ``r`` (held out where it is ours), its ``ceiling``, and the ``share`` of it; NaN where not known."""
+        known = {"r": self.prediction.score, "ceiling": self.prediction.ceiling()}
         genes = pd.DataFrame(known, index=pd.Index(self.prediction.genes))
         genes["share"] = (genes["r"] / genes["ceiling"].where(genes["ceiling"] > 0)).clip(-1, 1)
         return genes
@@ -216,7 +216,8 @@ class Shown:
         r, ceiling = self.genes.loc[gene, ["r", "ceiling"]]
         if np.isnan(r):
             return "not scored on held-out tissue"
-        return f"r = {r:.2f} on held-out tissue" + ("" if np.isnan(ceiling) else f", of {ceiling:.2f} possible")
+        tissue = "these spots" if self.prediction.foreign else "held-out tissue"
+        return f"r = {r:.2f} on {tissue}" + ("" if np.isnan(ceiling) else f", of {ceiling:.2f} possible")
 
     def around(self, section: str, at: int) -> Around:
         """What the model was shown of a spot; hyperedges where the table has features."""

@@ -210,7 +210,7 @@ def choose_genes(table: AnnData, prediction: Prediction, key: str, genes: str | 
     """Genes to draw: those named, or the ones with the highest held-out correlation."""
     names = table.var_names.to_numpy(dtype=str)
     if genes is None:
-        order = np.argsort(-np.nan_to_num(prediction.pearson, nan=-np.inf), kind="stable")
+        order = np.argsort(-np.nan_to_num(prediction.score, nan=-np.inf), kind="stable")
         return [prediction.genes[i] for i in order[:N_DEFAULT]]
     panel = [genes] if isinstance(genes, str) else list(map(str, as_sequence(genes, argument="genes")))
     if not panel:
@@ -242,10 +242,11 @@ def close_names(gene: str, names: np.ndarray) -> list[str]:
 def score_text(prediction: Prediction, gene: str) -> str:
     """Correlation of a gene on held-out tissue, and its noise ceiling when it is known."""
     (at,) = prediction.at([gene])
-    r, ceiling = prediction.pearson[at], prediction.ceiling()[at]
+    r, ceiling = prediction.score[at], prediction.ceiling()[at]
     if np.isnan(r):
         return ""
-    return f"  r = {r:.2f}" + ("" if np.isnan(ceiling) else f" of {ceiling:.2f}")
+    name = "r here" if prediction.foreign else "r"
+    return f"  {name} = {r:.2f}" + ("" if np.isnan(ceiling) else f" of {ceiling:.2f}")
 
 
 def colour_limits(arrays: Sequence[np.ndarray], vmin: float | None, vmax: float | None) -> tuple[float, float]:

@@ -16,8 +16,8 @@ from spatialdata import SpatialData
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys
-from nh2st_scverse.pl._expression import find_prediction, read
 from nh2st_scverse.pl._figure import finish, text_inches
+from nh2st_scverse.prediction import HELD_OUT, HERE, find_prediction, read
 
 COLOUR, CEILING_COLOUR = "#1f6f8b", "#a6a6a6"
 
@@ -125,7 +125,7 @@ def gene_scores(
 
 def _scores(data: SpatialData | AnnData | pd.DataFrame, key: str, table_key: str | None) -> tuple[pd.DataFrame, str]:
     """Columns pearson and ceiling of the genes that have a correlation, best first, and what kind of correlation."""
-    kind = "held-out correlation"
+    kind = HELD_OUT
     if isinstance(data, pd.DataFrame):
         if "pearson" not in data:
             raise KeyError(
@@ -134,14 +134,16 @@ def _scores(data: SpatialData | AnnData | pd.DataFrame, key: str, table_key: str
             )
         known = {name: data[name].astype(float) if name in data else np.nan for name in ("pearson", "ceiling")}
         scores, where = pd.DataFrame(known, index=data.index), "column 'pearson'"
-        kind = "correlation on training tissue" if data.attrs.get("in_sample") else kind
+        seen = data.attrs.get("in_sample", False)  # None: of another tool
+        kind = HERE if seen is None else "correlation on training tissue" if seen else kind
     else:
         table = data
         if not isinstance(table, AnnData):
             found = find_prediction(data, key, table_key, recorded=False)
             table = data.tables[found]
         prediction = read(table, key)
-        known = {"pearson": prediction.pearson, "ceiling": prediction.ceiling()}
+        kind = prediction.score_name
+        known = {"pearson": prediction.score, "ceiling": prediction.ceiling()}
         scores, where = pd.DataFrame(known, index=pd.Index(prediction.genes)), f"var[{Keys(key).pearson!r}]"
     scores = scores[scores["pearson"].notna()].sort_values("pearson", ascending=False, kind="stable")
     if scores.empty:

@@ -20,15 +20,24 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_count
 from nh2st_scverse.data.checks import in_tissue, marks
 from nh2st_scverse.data.expression import is_logged, matrix, to_dense
-from nh2st_scverse.data.units import UNKNOWN_LOGS, Unit, measure
+from nh2st_scverse.data.units import UNKNOWN, UNKNOWN_LOGS, Unit, measure
 from nh2st_scverse.prediction import Prediction, check_free, find_prediction, in_x, put, read
+from nh2st_scverse.tl._foreign import Foreign, check_level, read_foreign, spots_of
 
 CORRELATIONS = ("pearson", "spearman")  # scores of which a constant prediction has 0
+IN_UNIT = ("mse", "mae", "variance_ratio")  # scores that mean nothing between two units
 
 
 @documented()
 def evaluate(
-    sdata: SpatialData, *, key: str = KEY, table_key: str | None = None, layer: str | None = None, n_splits: int = 5
+    sdata: SpatialData,
+    *,
+    key: str = KEY,
+    predicted: str | None = None,
+    unit: str | None = None,
+    table_key: str | None = None,
+    layer: str | None = None,
+    n_splits: int = 5,
 ) -> pd.DataFrame:
     """Score a prediction against the measured expression, gene by gene.
 
@@ -41,8 +50,20 @@ def evaluate(
     Parameters
     ----------
     sdata
-        Object with a prediction from :func:`predict_expression`.
-    $prediction
+        Object with a prediction from :func:`predict_expression`, or from another tool.
+    key
+        Name of the prediction.
+    predicted
+        Name of what another tool predicted, instead of `key`: a layer beside the counts, or a table of the same spots,
+        which is laid beside the counts as a layer of its name. Genes that are not measured, and spots without a value
+        for each gene, are left out. Plots, :func:`report` and the other tools then take its name as ``key``. Whether
+        its model saw this tissue is not known here.
+    unit
+        What `predicted` holds: ``"log1p(counts per 10,000)"``, ``"log2(1 + counts per 1,000,000)"``,
+        ``"counts per 10,000"``, ...: the counts are brought to it. ``"not known"``: correlations alone, errors and
+        the variance ratio are NaN.
+    table_key
+        Table with the prediction, and with the counts of the spots of `predicted`; None means the only one.
     layer
         Layer with the counts; None means X. Values in another unit than the prediction are brought to it where they
         tell theirs (counts, or logarithms of counts per spot). For a table of predictions alone (``table_added``) the
@@ -57,15 +78,17 @@ def evaluate(
     first. A constant prediction counts as a correlation of 0. Written to ``table.var``: ``"nh2st_evaluated_pearson"``,
     ``"nh2st_spearman"``, ``"nh2st_mse"``, ``"nh2st_mae"``, ``"nh2st_variance_ratio"`` and ``"nh2st_ceiling"`` for the
     default `key`; and to ``table.uns["nh2st_scores"]``: their means, and ``in_sample``, whether the model was trained
-    on sections of these names or with this expression.
+    on sections of these names or with this expression (``"not known"`` of another tool). For `predicted` also
+    ``var[predicted]`` (genes), ``obs[predicted + "_predicted"]`` (spots) and ``uns[predicted]`` (source and unit).
 
     Raises
     ------
     KeyError
         No such prediction.
     ValueError
-        Predictions in another unit than the measured expression, measured values that are the prediction itself, or
-        none beside it; columns of these names that no evaluation wrote.
+        `predicted` without its unit, of other spots or genes than any counts, or that this package made; `unit` or
+        another `key` beside it. Predictions in another unit than the measured expression, measured values that are the
+        prediction itself, or none beside it; columns of these names that no evaluation wrote.
 
     See Also
     --------
@@ -79,11 +102,29 @@ def evaluate(
     >>> nh.tl.predict_expression(sdata, n_genes=30, max_epochs=3, progress=False)
     >>> nh.tl.evaluate(sdata).shape
     (30, 7)
+    >>> from sklearn.neighbors import KNeighborsRegressor
+    >>> adata = sdata["table"]
+    >>> y = nh.data.expression.measured(adata)
+    >>> smooth = KNeighborsRegressor(20).fit(adata.obsm["spatial"], y)  # stands for another tool
+    >>> adata.layers["smooth"] = smooth.predict(adata.obsm["spatial"])
+    >>> nh.tl.evaluate(sdata, predicted="smooth", unit="log1p(counts per 10,000)").shape
+    (300, 7)
     """
     n_splits = as_count(n_splits, argument="n_splits")
-    pair = compare(sdata, key=key, table_key=table_key, layer=layer)
+    foreign = None
+    if predicted is not None:
+        if key not in (KEY, predicted):
+            raise ValueError(f"Expected key= or predicted=, found key={key!r} and predicted={predicted!r}: pass one.")
+        _check_object(sdata)
+        foreign, key = read_foreign(sdata, predicted, unit, table_key), predicted
+    elif unit is not None:
+        raise ValueError(
+            f"Expected unit= beside predicted= alone, found unit={unit!r}: a prediction of this package knows its own."
+        )
+    pair = compare(sdata, key=key, table_key=table_key, layer=layer, foreign=foreign)
     keys, table = Keys(key), pair.table
-    check_free(table, key, keys.of_evaluation, argument="key")
+    if foreign is None:
+        check_free(table, key, keys.of_evaluation, argument="key")
     if not has_counts(pair.source, layer):
         logger.warning("No raw counts: the noise ceiling is NaN. Pass layer= with counts to have it.")
 
@@ -103,9 +144,19 @@ def evaluate(
     result = result[[*SCORES, "ceiling"]]
     result["of_ceiling"] = result["pearson"] / result["ceiling"].where(result["ceiling"] > 0.05)
 
+    if pair.prediction.unit == UNKNOWN:
+        result[list(IN_UNIT)] = np.nan
     named, known = trained_on(pair)
-    seen = named or known
-    if seen:
+    seen: bool | None = bool(named or known)
+    if pair.prediction.foreign:
+        seen = None
+        check_level(pair.predicted[pair.scored], pair.measured[pair.scored], pair.prediction.unit)
+        logger.warning(
+            "%s is of another tool: whether its model saw this tissue is not known here. If it did, these scores are "
+            "too high and say nothing of other tissue.",
+            pair.prediction.about.get("source", repr(key)),
+        )
+    elif seen:
         logger.warning(
             "The model of the prediction %r was trained on %s. %s these scores are too high and say nothing of other "
             "tissue; var[%r] are those on tissue it never saw. nh.tl.predict_expression(sdata) without model= predicts "
@@ -119,11 +170,14 @@ def evaluate(
     entries: dict[Place, Any] = {
         ("var", keys.evaluated(name)): result[name].reindex(table.var_names) for name in (*SCORES, "ceiling")
     }
-    counts = {"n_genes": len(pair.genes), "n_sections": len(parts), "in_sample": bool(seen)}
+    counts = {"n_genes": len(pair.genes), "n_sections": len(parts), "in_sample": "not known" if seen is None else seen}
     entries["uns", keys.scores] = means | counts
-    put(table, key, entries, clear=keys.of_evaluation)
+    if foreign is None:
+        put(table, key, entries, clear=keys.of_evaluation)
+    else:  # what was found of an earlier one of this name is not true any more
+        put(table, key, {**foreign.entries, **entries})
     result = result.sort_values("pearson", ascending=False)
-    result.attrs["in_sample"] = bool(seen)
+    result.attrs["in_sample"] = seen
     return result
 
 
@@ -143,13 +197,14 @@ class Pair:
     scored: np.ndarray  # (n,) bool: predicted, with counts, and not off the tissue
 
 
-def compare(sdata: SpatialData, *, key: str, table_key: str | None, layer: str | None) -> Pair:
-    """Lay a prediction and what was measured side by side; refuse what cannot be compared."""
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
-    table_key = find_prediction(sdata, key, table_key)
+def compare(
+    sdata: SpatialData, *, key: str, table_key: str | None, layer: str | None, foreign: Foreign | None = None
+) -> Pair:
+    """Lay a prediction, or one that is not written yet, and what was measured side by side; refuse what cannot be."""
+    _check_object(sdata)
+    table_key = find_prediction(sdata, key, table_key) if foreign is None else foreign.table_key
     table = sdata.tables[table_key]
-    prediction = read(table, key)
+    prediction = read(table, key) if foreign is None else foreign.prediction
     check_unit(prediction, key)
     own = rows = np.arange(table.n_obs)
     source_key = table_key
@@ -162,7 +217,11 @@ def compare(sdata: SpatialData, *, key: str, table_key: str | None, layer: str |
     measured = measure(source, layer, columns, prediction.unit, rows)
     name = "X" if layer is None else f"layer {layer!r}"
     there = np.isfinite(predicted).all(axis=1)
-    if there.any() and np.array_equal(to_dense(measured.as_stored[there]), predicted[there]):
+    values = measured.values()
+    copied = np.array_equal(to_dense(measured.as_stored[there]), predicted[there]) or (
+        prediction.foreign and np.allclose(values[there], predicted[there], rtol=1e-4, atol=1e-6)
+    )
+    if there.any() and copied:
         raise ValueError(
             f"Expected measured values in {name} of table {source_key!r}, found the prediction {key!r} itself. Pass "
             "layer= with the counts."
@@ -184,17 +243,17 @@ def compare(sdata: SpatialData, *, key: str, table_key: str | None, layer: str |
         )
     regions = table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy()[own]
     scored = there & measured.counted & in_tissue(source.obs.iloc[rows]) & in_tissue(table.obs.iloc[own])
-    return Pair(prediction, table, source, own, rows, genes, predicted, measured.values(), regions, scored)
+    return Pair(prediction, table, source, own, rows, genes, predicted, values, regions, scored)
 
 
 def _measured_beside(sdata: SpatialData, table_key: str, key: str) -> tuple[str, np.ndarray, np.ndarray]:
     """Another table that has measured values of the spots of a table of predictions, and the rows of both that fit."""
-    spots = _spots(sdata.tables[table_key])
+    spots = spots_of(sdata.tables[table_key])
     having = {}
     for name, other in sdata.tables.items():
         if name == table_key or not other.uns.get("spatialdata_attrs") or any(in_x(other, k) for k in other.uns):
             continue
-        rows = pd.Index(_spots(other)).get_indexer(spots)
+        rows = pd.Index(spots_of(other)).get_indexer(spots)
         if (rows >= 0).any() and other.var_names.isin(sdata.tables[table_key].var_names).any():
             having[name] = rows
     if len(having) != 1:
@@ -209,11 +268,9 @@ def _measured_beside(sdata: SpatialData, table_key: str, key: str) -> tuple[str,
     return name, own, rows[own]
 
 
-def _spots(table: AnnData) -> pd.MultiIndex:
-    """Section and instance of each row."""
-    attributes = table.uns["spatialdata_attrs"]
-    region, instance = (table.obs[attributes[name]] for name in ("region_key", "instance_key"))
-    return pd.MultiIndex.from_arrays([region.astype(str), instance.astype(str)])
+def _check_object(sdata: SpatialData) -> None:
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
 
 
 def trained_on(pair: Pair) -> tuple[list[str], list[str]]:

@@ -114,7 +114,7 @@ def region(
     n_effective = np.clip(n_effective, 3.0, sum(weights))
     statistic = r * np.sqrt((n_effective - 2) / np.maximum(1 - r**2, 1e-12))
     p = np.where(of_gene > 0, 2 * t.sf(np.abs(statistic), n_effective - 2), 1.0)
-    pearson = prediction.pearson
+    pearson = prediction.score
     result = pd.DataFrame(
         {
             "auc": auc,

@@ -34,13 +34,16 @@ from nh2st_scverse.pl._figure import (
     tissue_panels,
 )
 from nh2st_scverse.pp import check
-from nh2st_scverse.prediction import Prediction, find_prediction, read
+from nh2st_scverse.prediction import HERE, Prediction, find_prediction, read
 from nh2st_scverse.tl._biology import leiden
 
 TRUSTED = 0.3  # held-out correlation from which a gene is counted as one that the image shows
 N_GENES = 6  # that are drawn
 FEWEST_SPOTS = 30  # that are clustered
 RESOLUTION = 0.5
+NOT_HELD_OUT = (
+    "Whether the model of this tool was trained on this tissue is not known here; if it was, these scores are too high."
+)
 DPI = 110
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
@@ -123,7 +126,7 @@ def _page(sdata: SpatialData, table_key: str, key: str, prediction: Prediction) 
     yield f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
     yield from (f"<p>{line}</p>" for line in _summary(table, prediction))
     yield "<h2>Which genes to trust</h2>"
-    if np.isfinite(prediction.pearson).any():
+    if np.isfinite(prediction.score).any():
         yield _picture(pl.gene_scores, sdata, key=key, table_key=table_key)
     yield f"<details><summary>All {len(prediction.genes)} genes</summary>{_as_html(_scores(prediction))}</details>"
     yield "<h2>Maps of the best genes</h2>"
@@ -156,8 +159,17 @@ def _summary(table: AnnData, prediction: Prediction) -> Iterator[str]:
     """What a reader must know first."""
     n_predicted = int(np.isfinite(prediction.values).all(axis=1).sum())
     how = "each by a model that never saw it" if prediction.cross_fitted else "by a model trained on other sections"
+    if prediction.foreign:
+        how = f"by another tool ({html.escape(str(prediction.about.get('source', 'not known')))})"
     yield f"{len(prediction.genes)} genes in {n_predicted} of {table.n_obs} spots, {how}; unit {prediction.unit}."
-    known = prediction.pearson[np.isfinite(prediction.pearson)]
+    known = prediction.score[np.isfinite(prediction.score)]
+    if prediction.foreign and len(known):
+        yield (
+            f"Against the measured expression of this object, the mean correlation over all genes is "
+            f"<b>{known.mean():.2f}</b>; {(known >= TRUSTED).sum()} of {len(known)} genes reach {TRUSTED}."
+        )
+        yield f'<span class="warning">{NOT_HELD_OUT}</span>'
+        return
     if not len(known):
         yield '<span class="warning">No held-out scores are known: how far to trust a gene is not known either.</span>'
         return
@@ -176,11 +188,12 @@ def _summary(table: AnnData, prediction: Prediction) -> Iterator[str]:
 
 def _scores(prediction: Prediction) -> pd.DataFrame:
     """Scores of the genes, best first."""
-    scores = pd.DataFrame({"held-out correlation": prediction.pearson}, index=pd.Index(prediction.genes, name="gene"))
+    name = prediction.score_name
+    scores = pd.DataFrame({name: prediction.score}, index=pd.Index(prediction.genes, name="gene"))
     if prediction.evaluated is not None:
-        names = {"pearson": "correlation here", "ceiling": "noise ceiling"}
+        names = {"ceiling": "noise ceiling"} if prediction.foreign else {"pearson": HERE, "ceiling": "noise ceiling"}
         scores = scores.join(prediction.evaluated.rename(columns=names)[list(names.values())])
-    return scores.sort_values("held-out correlation", ascending=False, kind="stable")
+    return scores.sort_values(name, ascending=False, kind="stable")
 
 
 def _as_html(scores: pd.DataFrame) -> str:
@@ -266,6 +279,12 @@ def _novelty(novelty: np.ndarray) -> str:
 def _methods(prediction: Prediction) -> str:
     """Sentences for a methods section, with what is known."""
     about, config = prediction.about, prediction.config
+    if prediction.foreign:
+        return html.escape(
+            f"Expression of {len(prediction.genes)} genes was predicted by another tool (name it and its version here; "
+            f"found as {about.get('source', 'not known')}, unit {prediction.unit}) and scored with nh2st_scverse "
+            f"{__version__}. {NOT_HELD_OUT}"
+        )
     sections = [str(name) for name in prediction.described.get("trained_on", {})]
     patch = float(about.get("patch_um", np.nan))
     fields = ", ".join(f"{float(field) * patch:.0f}" for field in config.get("fields", [1.0]))

@@ -61,6 +61,19 @@ def test_without_image_or_scores(sdata: SpatialData, tmp_path: Path) -> None:
     assert "nothing can be drawn" in page(alone, tmp_path)
 
 
+def test_what_another_tool_predicted(sdata: SpatialData, tmp_path: Path) -> None:
+    sdata = SpatialData(shapes=dict(sdata.shapes), tables=dict(sdata.tables))  # no pictures of tissue: less to draw
+    sdata["table"].layers["tool"] = sdata["table"].layers.pop("nh2st")
+    found = nh.tl.evaluate(sdata, predicted="tool", unit="log1p(counts per 10,000)")
+    text = nh.tl.report(sdata, tmp_path / "page.html", key="tool").read_text(encoding="utf-8")
+    assert "by another tool (layers[&#x27;tool&#x27;] of table &#x27;table&#x27;)" in text
+    assert "trained on this tissue is not known here" in text and "NH2ST as implemented" not in text
+    assert f"the mean correlation over all genes is <b>{found['pearson'].mean():.2f}</b>" in text
+    assert "held-out" not in text and "held out" not in text
+    assert re.findall(r"<tr><td>([^<]*)</td><td class=", text) == list(found.index)
+    assert "Novelty" not in text and text.count("data:image/png;base64,") == 2
+
+
 def test_names_are_text_and_not_html(sdata: SpatialData, tmp_path: Path) -> None:
     best = sdata["table"].var["nh2st_pearson"].idxmax()
     sdata["table"].var_names = pd.Index(sdata["table"].var_names).where(sdata["table"].var_names != best, "<b>G&1")
