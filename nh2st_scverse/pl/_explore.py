@@ -165,7 +165,7 @@ class Shown:
 
     @cached_property
     def genes(self) -> pd.DataFrame:
-        """The panel: ``r`` (held out where it is ours), its ``ceiling``, and the ``share`` of it; NaN where not known."""
+        """The panel: correlation ``r``, its ``ceiling``, and the ``share`` of it; NaN where not known."""
         known = {"r": self.prediction.score, "ceiling": self.prediction.ceiling()}
         genes = pd.DataFrame(known, index=pd.Index(self.prediction.genes))
         genes["share"] = (genes["r"] / genes["ceiling"].where(genes["ceiling"] > 0)).clip(-1, 1)
