@@ -15,7 +15,7 @@ from scipy import sparse
 
 from nh2st_scverse.data.geometry import Geometry, apply_affine
 
-PER_FIELD = 3  # nodes along the side of a field of view
+PER_FIELD = 2  # nodes along the side of a field of view
 BLOCK = 16  # cells along the side of a block
 CORNERS = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
 

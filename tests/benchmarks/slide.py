@@ -7,6 +7,11 @@ slides that are written once: ``--folder somewhere --parts ratio memory``. Each 
 - ``ratio``: patches per second of the whole path over those of the encoder alone on the same batches (at least 0.85),
 - ``memory``: peak resident memory of ``tl.predict_expression`` at half the size and at the size (under 3 GB, the same),
 - ``spots``: seconds against the number of spots (a straight line, of processor time),
+- ``maps``: seconds to encode drawn tissue of 1.4 mm by the default encoder with ``maps="all"`` at 100, 25 and 10 µm,
+  and places per second over those of patches (100 times the places take at most 1.3 times as long); on so little tissue
+  the margin of the tiles is a large part of the work,
+- ``dense``: peak memory of a prediction of 250 genes at 500,000 places, with as many features as the default encoder
+  has (under 3 GB),
 - ``bins``: seconds and peak memory of training and prediction on tables of bins with precomputed features, per 100,000
   bins (no more of either for each bin of the largest table than for each of the smallest).
 """
@@ -63,6 +68,15 @@ class Fast:
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         step = self.input_size // 4
         return patches[:, step // 2 :: step, step // 2 :: step].reshape(len(patches), -1) / np.float32(255)
+
+
+class Wide(Fast):
+    """As many features as the default encoder gives, still in no time."""
+
+    name, dim = "wide", 771
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        return np.tile(super().__call__(patches), (1, 17))[:, : self.dim]
 
 
 def write_slide(path: Path, size: int) -> None:
@@ -206,14 +220,35 @@ def alone(function: Any, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def train_model(folder: Path) -> Path:
+def train_model(folder: Path, encoder: Any, n_genes: int = 50, maps: str = "none") -> Path:
     logging.getLogger("nh2st_scverse").setLevel(logging.ERROR)
-    patients = nh.datasets.synthetic(n_sections=2, width_um=1200)
-    nh.tl.train(patients, encoder=Fast(), n_genes=50, max_epochs=2, n_members=2, progress=False).save(folder)
+    patients = nh.datasets.synthetic(n_sections=2, width_um=1200, n_genes=max(100, n_genes))
+    given = {"max_epochs": 2, "n_members": 2, "maps": maps, "progress": False}
+    nh.tl.train(patients, encoder=encoder, n_genes=n_genes, **given).save(folder)
     return folder
 
 
-PARTS = ("ratio", "memory", "spots", "bins")
+def encode_maps() -> dict[float, tuple[int, float]]:
+    """Places, and seconds of the processor to encode them: by pitch with maps, 0 for patches of a few."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("nh2st_scverse").setLevel(logging.ERROR)
+    drawn = nh.datasets.synthetic(width_um=1400, microns_per_pixel=MICRONS).subset(["section_0_image"])
+    encoder, found, sections = nh.encoders.get(), {}, {}
+    for pitch in (100.0, 25.0, 10.0):
+        nh.pp.grid(drawn, spacing_um=pitch)
+        ((key, shapes),) = drawn.shapes.items()
+        elements = Elements(allow=frozenset({"off_tissue"}))
+        sections[pitch] = collect_places(drawn, key, shapes, elements, patch_um=PATCH).sections[0]
+        del drawn.shapes[key]
+    few = sections[25.0].take(np.arange(1000, 1030))
+    for pitch, section, mapped in ((0.0, few, ()), *((pitch, one, FIELDS) for pitch, one in sections.items())):
+        started = time.process_time()
+        encode_section(section, encoder, sight=Sight(PATCH, FIELDS, mapped), progress=False)
+        found[pitch] = section.n_spots, time.process_time() - started
+    return found
+
+
+PARTS = ("ratio", "memory", "spots", "maps", "dense", "bins")
 LOOSE = 1.25  # what counts as a straight line, or as the same memory, on a machine that does other work too
 
 
@@ -223,6 +258,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--size", type=int, default=40_000, help="side of the slide in px (default: 40000)")
     parser.add_argument("--patches", type=int, default=1000, help="spots for the ratio with the default encoder")
     parser.add_argument("--spots", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--dense", type=int, default=500_000, help="places of the part of that name")
     parser.add_argument("--bins", type=int, nargs="+", default=[100_000, 500_000])
     parser.add_argument("--epochs", type=int, default=None, help="of the training on bins, for each member, at most")
     parser.add_argument("--members", type=int, default=None, help="of the model that is trained on bins")
@@ -252,7 +288,7 @@ def on_slides(options: argparse.Namespace, temporary: Path) -> dict[str, Any]:
             started = time.perf_counter()
             alone(write_slide, slides[size], size)
             say(f"wrote {size} x {size} px in {time.perf_counter() - started:.0f} s")
-    model = alone(train_model, temporary / "model")
+    model = alone(train_model, temporary / "model", Fast())
     found: dict[str, Any] = {}
     if "ratio" in options.parts:
         for name, encoder, n in (("fast", Fast(), 2048), ("default", None, options.patches)):
@@ -273,6 +309,26 @@ def on_slides(options: argparse.Namespace, temporary: Path) -> dict[str, Any]:
                 f"({one['before']:.2f} GB before the call)",
                 peak < 3 and peak < 1.15 * found[f"peak {options.size // 2}"],
             )
+    if "maps" in options.parts:
+        one = alone(encode_maps)
+        each = one[0.0][1] / one[0.0][0]  # seconds for a place of patches
+        for pitch in (100.0, 25.0, 10.0):
+            n, taken = found[f"maps {pitch:g}"] = one[pitch]
+            longer, faster = taken / one[100.0][1], each * n / taken
+            say(
+                f"maps at {pitch:g} µm: {n} places in {taken:.0f} s of processor time, {longer:.2f} times that of "
+                f"100 µm; {faster:.1f} times the places per second of patches",
+                longer <= 1.3,
+            )
+    if "dense" in options.parts:
+        dense = alone(train_model, temporary / "dense", Wide(SMALL), 250, "all")
+        spacing = float(np.sqrt(TISSUE * (options.size * MICRONS) ** 2 / options.dense / (np.sqrt(3) / 2)))
+        one = found["dense"] = alone(predict, slides[options.size], dense, spacing, Wide(SMALL))
+        say(
+            f"{one['spots']} places, 250 genes: {one['seconds']:.0f} s, peak memory {one['peak']:.2f} GB "
+            f"({one['before']:.2f} GB before the call)",
+            one["peak"] < 3,
+        )
     if "spots" in options.parts:
         area = TISSUE * (options.size * MICRONS) ** 2
         for n in options.spots:
