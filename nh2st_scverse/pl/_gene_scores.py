@@ -45,8 +45,8 @@ def gene_scores(
     data
         Object or table with predictions, or the result of :func:`nh2st_scverse.tl.evaluate`: a frame indexed by gene
         with the column ``pearson`` and perhaps ``ceiling``. Of a table the correlations are those on tissue that the
-        predictor never saw, ``var["nh2st_pearson"]``, and the ceilings those that ``evaluate`` wrote. Of a prediction of
-        another tool they are those on these spots, and are named so.
+        predictor never saw, ``var["nh2st_pearson"]``, and the ceilings those that ``evaluate`` wrote. Of another tool
+        they are those on these spots, and are named so.
     key
         Name under which the predictions were written.
     n_top
