@@ -155,7 +155,7 @@ def _interpolated(
     nodes, blocks = lay_lattice(geometry, places, field_um=field_um)
     work = [(block.nodes, field_um) for block in blocks]
     for i, found in _encoded(nodes, encoder, work, client):
-        yield blocks[i].places, blocks[i].between(found)
+        yield from blocks[i].between(found)
 
 
 def _encoded(

@@ -8,6 +8,7 @@ so a place has the same features among few others or many.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from nh2st_scverse.data.geometry import Geometry, apply_affine
 
 PER_FIELD = 2  # nodes along the side of a field of view
 BLOCK = 16  # cells along the side of a block
+AT_ONCE = 4096  # places of a block
 CORNERS = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
 
 
@@ -28,9 +30,11 @@ class Block:
     nodes: np.ndarray  # (k,) positions in the geometry of the nodes
     weights: sparse.csr_array  # (m, k), four in each row
 
-    def between(self, features: np.ndarray) -> np.ndarray:
-        """Features (m, dim) of the places, of those of the nodes (k, dim)."""
-        return np.asarray(self.weights @ features, dtype=np.float32)
+    def between(self, features: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Some places at a time and their features (.., dim), of those of the nodes (k, dim)."""
+        for start in range(0, len(self.places), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            yield self.places[some], np.asarray(self.weights[some] @ features, dtype=np.float32)
 
 
 def lay_lattice(geometry: Geometry, places: np.ndarray, *, field_um: float) -> tuple[Geometry, list[Block]]:
@@ -38,7 +42,7 @@ def lay_lattice(geometry: Geometry, places: np.ndarray, *, field_um: float) -> t
     pitch = field_um / PER_FIELD / geometry.microns_per_pixel  # pixels
     xy = geometry.pixels()[places] / pitch
     cell = np.floor(xy).astype(int)
-    share = (xy - cell)[:, None]  # (n, 1, 2)
+    share = (xy - cell).astype(np.float32)[:, None]  # (n, 1, 2)
     weights = np.where(CORNERS, share, 1 - share).prod(axis=2)  # (n, 4)
     _, block, sizes = np.unique(cell // BLOCK, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(block.ravel(), kind="stable")
