@@ -62,7 +62,7 @@ class Joined:
 
     @property
     def parts(self) -> list[Encoder]:
-        """All encoders: to encode a slide once for all of its places, each goes its own way."""
+        """All encoders. Each goes its own way over a slide that is encoded once for all of its places."""
         return [part for encoder in self.encoders for part in parts_of(encoder)]
 
 
