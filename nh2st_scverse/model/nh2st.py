@@ -603,8 +603,8 @@ def novelty_of(model: NH2ST, section: Section, inputs: np.ndarray) -> np.ndarray
     novelty = model.trust.novelty
     if novelty is not None and inputs.ndim == 2:
         usable = np.flatnonzero(section.usable)
-        for start in range(0, len(usable), MANY):
-            some = usable[start : start + MANY]
+        for start in range(0, len(usable), PART):
+            some = usable[start : start + PART]
             told[some] = novelty.score(np.asarray(inputs[some], dtype=np.float32))
             release(inputs)
     return told
