@@ -294,7 +294,7 @@ def placement(geometry: Geometry, name: str) -> list[Problem]:
         )
     else:
         where = ok_unless(
-            on < 0.8,
+            on < 0.7 or (on < 0.8 and swapped > on),  # fat is as pale as glass
             "x and y",
             f"{on:.0%} of the spots are on tissue; swapped, {swapped:.0%} would be",
             "look with sdata.pl.render_images().pl.render_shapes().pl.show()",
@@ -390,7 +390,7 @@ REMEDIES = {
 def fit(geometry: Geometry, counts: Any, *, spacing_um: float) -> list[Problem]:
     """Whether expression fits the picture better where the spots are than with them mirrored, turned, scaled, shifted.
 
-    Nothing is said of fewer than 60 spots, of spots too dense to be told apart in a small picture, or of values that
+    Nothing is said of fewer than 100 spots, of spots too dense to be told apart in a small picture, or of values that
     are no counts and no logarithms.
 
     Parameters

@@ -182,12 +182,12 @@ def why_not_stained(picture: NDArray[np.uint8]) -> str:
     # both stains take green from white light: where red or blue is lowest, channels are exchanged or it is no H&E
     red, green, blue = values[stained].T
     if np.mean(green <= np.minimum(red, blue) + 5) < 0.4:
-        return "tissue is not purple or pink: are its channels red, green, blue?"
+        return "tissue is not purple or pink (are its channels red, green, blue?)"
     density = -np.log((values[stained] + 1) / 256)  # (n, 3)
     total, difference = density.sum(axis=1), density[:, 0] - density[:, 2]
     together = np.mean((total - total.mean()) * (difference - difference.mean()))
     spread = total.std() * difference.std()
     darkest = difference[total >= np.quantile(total, 0.9)].mean()
     if spread > 0 and together < min(EXCHANGED * total.var(), -0.3 * spread) and darkest < -0.02:
-        return "nuclei are redder than the rest: are its channels blue, green, red?"
+        return "nuclei are redder than the rest (are its channels blue, green, red?)"
     return ""

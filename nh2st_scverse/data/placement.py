@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import TARGET_SUM
 
-ENOUGH_SPOTS = 60  # fewer fit an image anywhere
+ENOUGH_SPOTS = 100  # fewer fit an image anywhere
 MOST_SPOTS = 600  # evenly chosen among more: the score takes no longer for a large section
 N_GENES, N_COMPONENTS = 500, 6
 TOTAL_SHARE = 0.15  # of total counts in the score, beside the components
