@@ -22,6 +22,7 @@ XY = ("x", "y")
 SMALL = 256  # px: images are told apart on pictures of about this size
 ALIKE = 0.9  # correlation of two pictures of one thing
 TOLERANCE = 25  # of 255, between the colours of two levels, or copies, at one place
+FEWEST_PX = 8  # on a side of what is compared at a place: where pixels begin differs between levels
 PLACES = ((0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))  # y and x, as parts of a picture
 # words that say what an element is, not of which section
 KINDS = (
@@ -112,13 +113,14 @@ def consistent_levels(arrays: Sequence[DataArray], how: Colours) -> list[int]:
     if len(arrays) == 1:
         return [0]
 
-    def places(array: DataArray) -> list[NDArray[np.float64]]:
+    def places(array: DataArray, share: float) -> list[NDArray[np.float64]]:
         found = []
         for place in PLACES:
             window = {}
             for axis, at in zip("yx", place, strict=True):
-                start = int(at * array.sizes[axis])
-                window[axis] = slice(start, start + max(1, array.sizes[axis] // 64))
+                size = array.sizes[axis]
+                start = round((at - share / 2) * size)
+                window[axis] = slice(start, max(start + 1, round((at + share / 2) * size)))
             part = array.isel(window).transpose("y", "x", "c").values
             found.append(how.to_rgb(part).mean(axis=(0, 1)))
         return found
@@ -130,7 +132,11 @@ def consistent_levels(arrays: Sequence[DataArray], how: Colours) -> list[int]:
         h, w = array.sizes["y"], array.sizes["x"]
         if abs(height * w - h * width) > 2 * max(height, width) + 0.01 * height * w:
             continue
-        pairs = zip(*(_kept(one, f"places {how}", lambda one=one: places(one)) for one in (finest, array)), strict=True)
+        share = min(0.25, max(1 / 64, FEWEST_PX / min(h, w)))
+        pairs = zip(
+            *(_kept(one, f"places {how} {share}", lambda one=one: places(one, share)) for one in (finest, array)),  # noqa: B023
+            strict=True,
+        )
         differences = sorted(np.abs(a - b).max() for a, b in pairs)
         if differences[-2] < TOLERANCE:  # one of them may lie where only one level was scanned
             keep.append(i)

@@ -22,6 +22,8 @@ import nh2st_scverse as nh
 from nh2st_scverse._options import Elements
 from nh2st_scverse.data.cohort import collect, elements_of
 from nh2st_scverse.data.geometry import kind_of_shapes, locate, locate_image
+from nh2st_scverse.data.images import consistent_levels
+from nh2st_scverse.data.pixels import PLAIN
 from nh2st_scverse.data.section import choose_places
 
 XY = ("x", "y")
@@ -176,6 +178,18 @@ def test_levels_that_show_something_else_are_left_out_and_named() -> None:
     assert [level.size[0] for level in found.levels] == [SIDE, SIDE // 4] and "levels [1]" in found.left_out
     line = nh.pp.check(sdata, microns_per_pixel=2).query("check == 'left out'")
     assert line["status"].item() == "warning" and "levels [1]" in line["found"].item()
+
+
+@pytest.mark.parametrize("how", ["means", "every second"])
+@pytest.mark.parametrize("side", [260, 520, 700])
+def test_small_levels_of_one_picture_are_kept(side: int, how: str) -> None:
+    picture = nh.datasets.synthetic(width_um=700, microns_per_pixel=700 / side)["section_0_image"]["scale0"]["image"]
+    levels = [picture.transpose("c", "y", "x").compute()]
+    while len(levels) < 5:
+        last = levels[-1]
+        half = last.coarsen(y=2, x=2, boundary="trim").mean() if how == "means" else last[:, ::2, ::2]
+        levels.append(half.astype(np.uint8))
+    assert consistent_levels(levels, PLAIN) == list(range(5))
 
 
 def test_other_stains_are_refused_unless_they_are_allowed() -> None:
