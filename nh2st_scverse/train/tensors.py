@@ -61,7 +61,6 @@ def stack(data: Data, *, standardise: bool) -> Tensors:
 def project(section: Section, features: np.ndarray, standardise: bool, projection: Projection) -> Tensor:
     """Components (N, C) of features (N, F) that are many: those of :func:`section_features`, some spots at a time."""
     usable, n = section.usable, len(features)
-    mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
 
     def parts() -> Iterator[tuple[slice, np.ndarray]]:
         for start in range(0, n, PART):
@@ -69,11 +68,13 @@ def project(section: Section, features: np.ndarray, standardise: bool, projectio
             yield rows, np.array(features[rows], dtype=np.float32)
             release(features)
 
+    mean = sum(x[usable[rows]].sum(axis=0, dtype=np.float64) for rows, x in parts()) / usable.sum()
+    _check_finite(section, bool(np.isfinite(mean).all()))
     if standardise:
-        mean = sum(x[usable[rows]].sum(axis=0, dtype=np.float64) for rows, x in parts()) / usable.sum()
         squares = sum(np.square(x[usable[rows]] - mean).sum(axis=0) for rows, x in parts())
         spread = np.sqrt(squares / usable.sum())
-    _check_finite(section, bool(np.isfinite(mean).all()))
+    else:
+        mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
     found: list[Tensor] = []
     for rows, x in parts():
         x -= mean.astype(np.float32)

@@ -32,7 +32,7 @@ from nh2st_scverse._options import Run
 from nh2st_scverse.model import Card
 from nh2st_scverse.model.ensemble import fit as fit_model
 from nh2st_scverse.nn import Config, Member
-from nh2st_scverse.nn.projection import principal_components
+from nh2st_scverse.nn.projection import Projection, principal_components
 from nh2st_scverse.nn.ridge import ridge_inputs
 from nh2st_scverse.train import best as best_module
 from nh2st_scverse.train import fit
@@ -41,7 +41,7 @@ from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.fit import Fitted, fit_member
 from nh2st_scverse.train.scores import gene_pearson, section_pearson
 from nh2st_scverse.train.task import Task, predict_batch
-from nh2st_scverse.train.tensors import section_features, stack
+from nh2st_scverse.train.tensors import project, section_features, stack
 
 Alone = Callable[[Data, int], Data]
 FitFirst = Callable[..., Fitted]
@@ -82,6 +82,23 @@ def test_features_are_standardised_within_a_section_and_checked(data: Data) -> N
     features[7, 0] = np.inf
     with pytest.raises(ValueError, match="Expected finite features of section 'section_0_spots'"):
         section_features(section, features, standardise=True)
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_features_that_are_many_are_projected_some_at_a_time(
+    data: Data, standardise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nh2st_scverse.train.tensors.PART", 7)
+    there = np.arange(data.sections[0].n_spots) != 3
+    section, features = replace(data.sections[0], usable=there), data.inputs[0].copy()
+    features[3] = np.nan
+    projection = Projection(features.shape[1], 2)
+    projection.matrix.copy_(torch.randn(projection.matrix.shape))
+    whole = projection(torch.from_numpy(section_features(section, features, standardise)))
+    assert torch.allclose(project(section, features, standardise, projection), whole, atol=1e-3)
+    features[7, 0] = np.inf
+    with pytest.raises(ValueError, match="Expected finite features of section 'section_0_spots'"):
+        project(section, features, standardise, projection)
 
 
 def test_stacked_neighbours_stay_in_their_section(data: Data) -> None:
