@@ -63,6 +63,16 @@ if not any(type(handler).__name__ == _Handler.__name__ for handler in logger.han
         logger.setLevel(logging.INFO)
 
 
+_told: set[str] = set()
+
+
+def info_once(text: str) -> None:
+    """Log what is found again at each call of a session, the first time."""
+    if text not in _told:
+        _told.add(text)
+        logger.info("%s", text)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what squidpy and spatialdata say about their steps and their dependencies."""

@@ -7,16 +7,14 @@ that ``pp.check`` shows what will be used.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from geopandas import GeoDataFrame
 from scipy import sparse
-from scipy.spatial import cKDTree
 from skimage.filters import gaussian, threshold_otsu
 
 from nh2st_scverse._constants import N_NODES, VISIUM_PITCH_UM
@@ -42,7 +40,6 @@ PALE = 0.03
 LEGACY_PITCH_UM, LEGACY_ROWS = 200.0, 40  # the arrays have 33 x 35 spots
 BINS_UM = (2.0, 8.0, 16.0)  # of Visium HD as Space Ranger writes them
 OWN_BINS_UM = (2.5, 6.0, 10.0, 12.0, 12.5, 14.0, 15.0, 18.0, 20.0)  # about as wide, as people make them
-N_MARKS = 16  # spots that tell a section
 LOW_R = 0.05  # mean held-out correlation that chance reaches
 DARK = 40.0  # of 255; theirs is 98 to 165
 
@@ -128,7 +125,7 @@ def in_section(
     found = [
         *image(geometry),
         *spots(geometry, diameter_um=diameter_um, spacing_um=spacing_um),
-        *bins(geometry, name, diameter_um=diameter_um, spacing_um=spacing_um, counted=_has_genes(counts)),
+        *bins(geometry, name, diameter_um=diameter_um, spacing_um=spacing_um, counted=has_genes(counts)),
         *resolution(geometry, patch_um),
         *fit(geometry, counts, spacing_um=spacing_um),
     ]
@@ -226,11 +223,12 @@ def bins(geometry: Geometry, name: str, *, diameter_um: float, spacing_um: float
     ]
 
 
-def _has_genes(counts: Any) -> bool:
+def has_genes(counts: Any) -> bool:
+    """Whether there are counts of any gene."""
     return counts is not None and counts.shape[1] > 0
 
 
-def _numbers(counts: Any, rows: Any = slice(None)) -> sparse.csr_matrix | None:
+def finite_numbers(counts: Any, rows: Any = slice(None)) -> sparse.csr_matrix | None:
     """Some rows of counts that may be lazy or of objects; None where they are no finite numbers, which others tell."""
     try:
         found = sparse.csr_matrix(numbers(counts[rows], "X"), dtype=np.float64)
@@ -352,7 +350,7 @@ def resolution(geometry: Geometry, patch_um: float) -> list[Problem]:
             Problem("patch", found, "error", f"Pass a smaller patch_um=, or is microns_per_pixel={microns:.4g} wrong?")
         ]
     level = best_level(geometry, patch_um, INPUT_PX)
-    position = next(i for i, one in enumerate(geometry.levels) if one is level)
+    position = geometry.levels.index(level)
     found = (
         f"{patch_um:g} µm, {pixels:.0f} px of the image; read from level {position} ({level.microns_per_pixel:.3g} µm "
         "per pixel)"
@@ -411,7 +409,7 @@ def fit(geometry: Geometry, counts: Any, *, spacing_um: float) -> list[Problem]:
     xy = apply_affine(level.from_shapes, geometry.coordinates) / step
     spacing = spacing_um / level.microns_per_pixel / step
     chosen = np.unique(np.linspace(0, len(xy) - 1, MOST_SPOTS).astype(int))
-    some = _numbers(counts, chosen) if spacing >= CELLS else None
+    some = finite_numbers(counts, chosen) if spacing >= CELLS else None
     if some is None or (some.data < 0).any():
         return []
     whole = bool((some.data[:1000] % 1 == 0).all())
@@ -495,92 +493,6 @@ def background(obs: pd.DataFrame) -> list[Problem]:
         return []
     found = f"{off} of {len(obs)} have in_tissue == 0: not trained on and not scored"
     return [Problem("off tissue", found, "warning", "take the filtered matrix, or table[table.obs['in_tissue'] == 1]")]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What tells one section from another: its counts, its picture and where its spots are."""
-
-    name: str
-    group: str
-    geometry: Geometry
-    spacing_um: float
-    counts: Any = None  # (n, G)
-
-
-def repeated(pieces: Sequence[Piece]) -> list[Problem]:
-    """Sections of different groups with the same counts: held out, they are still learnt from."""
-    marks = [(piece, _marks(piece.counts)) for piece in pieces]
-    problems = []
-    for (a, first), (b, second) in combinations(marks, 2):
-        fewer = min(len(first), len(second))
-        if a.group != b.group and fewer >= 9 and len(first & second) > 0.5 * fewer:
-            problems.append(
-                Problem(
-                    "copies",
-                    f"{len(first & second)} spots of {a.name!r} have the same counts as spots of {b.name!r}, and their "
-                    "groups differ: what is held out would be learnt from",
-                    "error",
-                    "Leave one of them out, or give both one group with groups=",
-                )
-            )
-    return problems
-
-
-def apart(pieces: Sequence[Piece]) -> list[Problem]:
-    """Whether something of one group is in another: copies, or tissue side by side."""
-    return [*repeated(pieces), *touching(pieces)]
-
-
-def _marks(counts: Any) -> set[tuple[float, float, int]]:
-    """Of each spot that has more than a few counts: their sum, the sum of their squares and how many are not 0."""
-    values = _numbers(counts) if _has_genes(counts) else None
-    if values is None:
-        return set()
-    total, squares = (np.asarray(v.sum(axis=1), dtype=np.float64).ravel() for v in (values, values.multiply(values)))
-    n = values.getnnz(axis=1)
-    enough = n > 10
-    each = (np.round(total, 3), np.round(squares, 2), n)
-    return set(zip(*(v[enough].tolist() for v in each), strict=True))
-
-
-def marks(values: np.ndarray, most: int | None = N_MARKS) -> list[str]:
-    """Hashes of the rows of expression (n, G), the smallest of them: a section is known again by a few of its spots."""
-    about = {
-        "total": np.round(values.sum(axis=1, dtype=np.float64), 1),
-        "spread": np.round(values.std(axis=1, dtype=np.float64), 3),
-        "genes": (values > 0).sum(axis=1),
-    }
-    hashes = pd.util.hash_pandas_object(pd.DataFrame(about), index=False).to_numpy()[about["spread"] > 0]
-    return [f"{one:016x}" for one in np.unique(hashes)[:most]]
-
-
-def touching(pieces: Sequence[Piece]) -> list[Problem]:
-    """Sections of different groups on one picture whose spots overlap or lie side by side."""
-    problems = []
-    pictures: dict[int, bytes] = {}
-
-    def picture(piece: Piece) -> bytes:
-        key = id(piece.geometry.levels[0].array)
-        if key not in pictures:
-            pictures[key] = thumbnail(piece.geometry, 256)[0].tobytes()
-        return pictures[key]
-
-    for a, b in combinations(pieces, 2):
-        same_size = a.geometry.levels[0].size == b.geometry.levels[0].size
-        if a.group == b.group or not same_size or picture(a) != picture(b):
-            continue
-        apart = cKDTree(a.geometry.pixels()).query(b.geometry.pixels())[0] * a.geometry.microns_per_pixel
-        spacing = max(a.spacing_um, b.spacing_um)
-        where = f"{a.name!r} and {b.name!r}, of different groups, are on one picture and"
-        if (apart < 0.25 * spacing).mean() > 0.5:
-            remedy = "Leave one of them out, or give both one group with groups="
-            problems.append(Problem("copies", f"{where} have their spots at the same places", "error", remedy))
-        elif apart.min() < 2.5 * spacing:
-            found = f"{where} are {apart.min():.0f} µm apart: what is held out borders on what is learnt from"
-            remedy = "Give both one group with groups=, or leave out the spots between them"
-            problems.append(Problem("neighbours", found, "warning", remedy))
-    return problems
 
 
 def quality(geometry: Geometry, places: np.ndarray) -> list[Problem]:

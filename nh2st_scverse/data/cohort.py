@@ -17,7 +17,7 @@ from spatialdata.models import TableModel
 from nh2st_scverse._constants import N_NODES
 from nh2st_scverse._options import ANY, Elements
 from nh2st_scverse._validators import as_label, as_sequence, by_text, check_positive
-from nh2st_scverse.data import checks
+from nh2st_scverse.data import checks, copies
 from nh2st_scverse.data.patches import best_level
 from nh2st_scverse.data.section import Section, choose_table, locate_section, locate_sections
 
@@ -185,7 +185,7 @@ def elements_of(cohort: Cohort) -> str:
             "table": next((key for key, table in sample.sdata.tables.items() if table is sample.table), None),
             "shapes": sample.section.shapes_key,
             "image": geometry.image_key,
-            "level": next(i for i, one in enumerate(geometry.levels) if one is level),
+            "level": geometry.levels.index(level),
             "coordinate_system": geometry.system,
             "microns_per_pixel": geometry.microns_per_pixel,
             "microns_source": geometry.microns_source,
@@ -198,11 +198,11 @@ def elements_of(cohort: Cohort) -> str:
 def check_apart(cohort: Cohort, layer: str | None = None) -> None:
     """Raise when a section of one group is a copy of one of another, and log where groups touch."""
     pieces = [
-        checks.Piece(one.name, one.group, one.geometry, one.spacing_um, counts_of(sample.table, one.rows, layer))
+        copies.Piece(one.name, one.group, one.geometry, one.spacing_um, counts_of(sample.table, one.rows, layer))
         for sample in cohort.samples
         for one in [sample.section]
     ]
-    checks.raise_or_log(checks.apart(pieces))
+    checks.raise_or_log(copies.apart(pieces))
 
 
 def counts_of(table: AnnData, rows: np.ndarray, layer: str | None = None) -> Any:

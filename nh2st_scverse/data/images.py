@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dask.array as da
@@ -14,7 +15,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 from xarray import DataArray, DataTree
 
-from nh2st_scverse._logging import logger
+from nh2st_scverse._logging import info_once
 from nh2st_scverse.data import technologies
 from nh2st_scverse.data.pixels import Colours, colours_of, why_not_stained
 
@@ -30,7 +31,6 @@ KINDS = (
     "shapes?|circles?|cells?|nuclei|bins?|squares?|polygons?|points?|visium|hd|grid|tissue|um|downscaled"
 )
 
-_told: set[tuple[str, ...]] = set()
 _seen: dict[str, Any] = {}  # what was found in lazy pixels, by the name of their graph
 
 
@@ -71,7 +71,7 @@ def colours(sdata: SpatialData, image_key: str) -> Colours:
     names = [str(name) for name in array.coords["c"].values] if "c" in array.coords else []
 
     def sample() -> NDArray[Any]:
-        return _kept(array, "sample", lambda: _strided(array))
+        return _kept([array], "sample", lambda: _strided(array))
 
     try:
         return colours_of(array.dtype, names, array.sizes["c"], sample, what=f"image {image_key!r}")
@@ -82,11 +82,11 @@ def colours(sdata: SpatialData, image_key: str) -> Colours:
         ) from None
 
 
-def _kept(array: DataArray, what: str, find: Any) -> Any:
+def _kept(arrays: Sequence[DataArray], what: str, find: Any) -> Any:
     """What is found in pixels; of lazy ones it is kept, because locating looks at the same images again and again."""
-    if not isinstance(array.data, da.Array):
+    if not all(isinstance(array.data, da.Array) for array in arrays):
         return find()
-    name = f"{what}:{array.data.name}"
+    name = ":".join([what, *(array.data.name for array in arrays)])
     if name not in _seen:
         while len(_seen) >= 256:
             del _seen[next(iter(_seen))]
@@ -105,40 +105,53 @@ def small_picture(sdata: SpatialData, image_key: str) -> NDArray[np.uint8]:
     enough = [array for array in arrays if max(array.sizes["x"], array.sizes["y"]) >= SMALL]
     array = enough[-1] if enough else arrays[0]
     how = colours(sdata, image_key)
-    return _kept(array, f"picture {how}", lambda: how.to_rgb(_strided(array)))
+    return _kept([array], f"picture {how}", lambda: how.to_rgb(_strided(array)))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A level of an image, of which parts can be read."""
+
+    height: int
+    width: int
+    read: Callable[[slice, slice], NDArray[np.uint8]]  # y and x to (h, w, 3)
+
+    def places(self, share: float = 1 / 64) -> list[NDArray[np.uint8]]:
+        """Five parts of it, each of this share of its sides."""
+
+        def part(size: int, at: float) -> slice:
+            start = round((at - share / 2) * size)
+            return slice(start, max(start + 1, round((at + share / 2) * size)))
+
+        return [self.read(part(self.height, y), part(self.width, x)) for y, x in PLACES]
+
+    def has_shape_of(self, finest: Seen) -> bool:
+        """Whether it is as wide for its height as the finest level."""
+        apart = abs(finest.height * self.width - self.height * finest.width)
+        return apart <= 2 * max(finest.height, finest.width) + 0.01 * finest.height * self.width
+
+    def shows(self, finest: Seen) -> bool:
+        """Whether it has the colours of the finest level at the same places."""
+        share = min(0.25, max(1 / 64, FEWEST_PX / min(self.height, self.width)))
+        pairs = zip(finest.places(share), self.places(share), strict=True)
+        differences = sorted(np.abs(a.mean((0, 1)) - b.mean((0, 1))).max() for a, b in pairs)
+        return bool(differences[-2] < TOLERANCE)  # one of them may lie where only one level was scanned
 
 
 def consistent_levels(arrays: Sequence[DataArray], how: Colours) -> list[int]:
     """Positions of the levels that show what the finest one shows: one shape, one colour at the same places."""
-    if len(arrays) == 1:
-        return [0]
 
-    def places(array: DataArray, share: float) -> list[NDArray[np.float64]]:
-        found = []
-        for place in PLACES:
-            window = {}
-            for axis, at in zip("yx", place, strict=True):
-                size = array.sizes[axis]
-                start = round((at - share / 2) * size)
-                window[axis] = slice(start, max(start + 1, round((at + share / 2) * size)))
-            part = array.isel(window).transpose("y", "x", "c").values
-            found.append(how.to_rgb(part).mean(axis=(0, 1)))
-        return found
+    def seen(array: DataArray) -> Seen:
+        def read(y: slice, x: slice) -> NDArray[np.uint8]:
+            return how.to_rgb(array.isel(y=y, x=x).transpose("y", "x", "c").values)
 
-    finest = arrays[0]
-    height, width = finest.sizes["y"], finest.sizes["x"]
+        return Seen(array.sizes["y"], array.sizes["x"], read)
+
+    finest = seen(arrays[0])
     keep = [0]
     for i, array in enumerate(arrays[1:], start=1):
-        h, w = array.sizes["y"], array.sizes["x"]
-        if abs(height * w - h * width) > 2 * max(height, width) + 0.01 * height * w:
-            continue
-        share = min(0.25, max(1 / 64, FEWEST_PX / min(h, w)))
-        pairs = zip(
-            *(_kept(one, f"places {how} {share}", lambda one=one: places(one, share)) for one in (finest, array)),  # noqa: B023
-            strict=True,
-        )
-        differences = sorted(np.abs(a - b).max() for a, b in pairs)
-        if differences[-2] < TOLERANCE:  # one of them may lie where only one level was scanned
+        level, both = seen(array), (arrays[0], array)
+        if level.has_shape_of(finest) and _kept(both, f"shows {how}", lambda level=level: level.shows(finest)):
             keep.append(i)
     return keep
 
@@ -240,23 +253,23 @@ def choose_image(sdata: SpatialData, shapes_key: str, image_key: str | None) -> 
     ValueError
         The image that was named is in no coordinate system of the spots.
     """
-    systems = systems_of(sdata.shapes[shapes_key])
+    systems, under = systems_of(sdata.shapes[shapes_key]), _under(sdata, shapes_key)
     no_stain = {key: why for key in sdata.images if (why := _by_technology(sdata, key))}
     if image_key in no_stain:
         raise ValueError(
             f"Image {image_key!r} is not the H&E to predict from: {no_stain[image_key]}. Images that may be: "
-            f"{_under(sdata, shapes_key)}. Add the H&E image at full resolution."
+            f"{under}. Add the H&E image at full resolution."
         )
     if image_key is not None:
         if image_key not in sdata.images:
             raise KeyError(f"image_key={image_key!r} is not there. Available images: {list(sdata.images)}.")
-        if image_key not in _under(sdata, shapes_key):
+        if image_key not in under:
             raise ValueError(
                 f"Image {image_key!r} and spots {shapes_key!r} share no coordinate system (spots are in "
                 f"{sorted(systems)}). Register them with spatialdata.transformations.set_transformation."
             )
         return image_key, ""
-    if not _under(sdata, shapes_key):
+    if not under:
         others = [f"{key} ({no_stain[key]})" if key in no_stain else key for key in sdata.images]
         raise KeyError(
             f"Expected an image that shares a coordinate system with {shapes_key!r} ({sorted(systems)}), found none. "
@@ -282,10 +295,8 @@ def _chosen(picture: list[str], reasons: list[str]) -> tuple[str, str]:
     if len(picture) > 1:
         reasons = [*reasons, f"{picture} are one picture at several resolutions; using the finest, {picture[0]!r}"]
     why = "; ".join(reason for reason in reasons if reason)
-    told = (picture[0], why)
-    if why and told not in _told:  # a session asks for the same image many times
-        _told.add(told)
-        logger.info("%s.", why)
+    if why:
+        info_once(f"{why}.")  # a session asks for the same image many times
     return picture[0], why
 
 

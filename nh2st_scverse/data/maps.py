@@ -76,7 +76,7 @@ def lay_tiles(
 ) -> tuple[list[np.ndarray], list[Tile]]:
     """The tiles under the windows of places, column by column, and the groups of places that lie in the same ones."""
     level = best_level(geometry, field_um, size_px)
-    number = next(i for i, one in enumerate(geometry.levels) if one is level)
+    number = geometry.levels.index(level)
     field = field_um / level.microns_per_pixel
     centres = geometry.pixels(number)[places] / field  # (n, 2) in sides
     low, high = centres - 0.5, centres + 0.5

@@ -8,7 +8,7 @@ import numpy as np
 from spatialdata import SpatialData
 
 from nh2st_scverse._constants import N_NODES
-from nh2st_scverse._logging import logger
+from nh2st_scverse._logging import info_once, logger
 from nh2st_scverse._options import ANY, Elements
 from nh2st_scverse._validators import check_link, check_unique, choose_key
 from nh2st_scverse.data.checks import on_image
@@ -95,13 +95,9 @@ def choose_places(sdata: SpatialData, elements: Elements) -> list[str]:
             "somebody drew). Pass shapes_key= to predict at their centres all the same; for all of the tissue call "
             "nh.pp.grid(sdata, model=model) first, and pass shapes_key='nh2st_grid'."
         )
-    if others and tuple(others) not in _told:
-        _told.add(tuple(others))
-        logger.info("Shapes %s are taken for spots; %s look like something else.", spots, others)
+    if others:
+        info_once(f"Shapes {spots} are taken for spots; {others} look like something else.")
     return spots
-
-
-_told: set[tuple[str, ...]] = set()
 
 
 def _microns(sdata: SpatialData, key: str, elements: Elements) -> float | None:

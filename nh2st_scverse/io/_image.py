@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_file
-from nh2st_scverse.data.images import PLACES, TOLERANCE
+from nh2st_scverse.data.images import Seen
 from nh2st_scverse.data.pixels import DARK, ORIGINAL, on_white, order_of
 
 IMAGE_SUFFIXES = (".svs", ".ndpi", ".tif", ".tiff", ".btf", ".scn", ".bif", ".jpg", ".jpeg", ".png")
@@ -227,7 +227,8 @@ def _read_tiff(path: Path) -> Picture | None:
             logger.warning(f"{path.name}: level {i} shows something else than the finest one, and is left out.")
             continue
         levels.append((source, lazy))
-    if not named and np.median(np.concatenate([part.max(axis=2).ravel() for part in _places(*levels[-1])])) < DARK:
+    brightest = (part.max(axis=2).ravel() for part in _seen(*levels[-1]).places())
+    if not named and np.median(np.concatenate([*brightest])) < DARK:
         raise ValueError(f"{path} is not H&E: its ground is dark, as in fluorescence. {ORIGINAL}")
     return Picture([lazy for _, lazy in levels], which)
 
@@ -310,25 +311,14 @@ def _level(source: Source, axes: str, shape: tuple[int, ...]) -> tuple[Source, d
 
 def _agree(finest: tuple[Source, da.Array], other: tuple[Source, da.Array]) -> bool:
     """Whether two levels have one shape, and one colour at the same places."""
-    (_, height, width), (_, h, w) = finest[1].shape, other[1].shape
-    if abs(height * w - h * width) > 2 * max(height, width) + 0.01 * height * w:
-        return False
-    if finest[0].whole:
-        return True  # it would be decoded for this alone
-    pairs = zip(_places(*finest), _places(*other), strict=True)
-    differences = sorted(np.abs(a.mean((0, 1)) - b.mean((0, 1))).max() for a, b in pairs)
-    return bool(differences[-2] < TOLERANCE)  # one of them may lie where only one level was scanned
+    first, second = _seen(*finest), _seen(*other)
+    # one that is whole would be decoded for this alone
+    return second.has_shape_of(first) and (finest[0].whole or second.shows(first))
 
 
-def _places(source: Source, lazy: da.Array) -> list[NDArray[np.uint8]]:
-    """Five small parts of a picture: (y, x, 3) each."""
+def _seen(source: Source, lazy: da.Array) -> Seen:
     _, height, width = lazy.shape
-
-    def part(n: int, at: float) -> slice:
-        start = int(at * n)
-        return slice(start, start + max(1, n // 64))
-
-    return [source.read(part(height, y), part(width, x)) for y, x in PLACES]
+    return Seen(height, width, source.read)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import quiet
 from nh2st_scverse._options import Elements
 from nh2st_scverse._validators import as_allowances, check_positive, check_unique, choose_key
-from nh2st_scverse.data import checks
-from nh2st_scverse.data.checks import Piece, Problem
+from nh2st_scverse.data import checks, copies
+from nh2st_scverse.data.checks import Problem
 from nh2st_scverse.data.cohort import check_image_keys, counts_of, default_patch
+from nh2st_scverse.data.copies import Piece
 from nh2st_scverse.data.expression import is_logged, matrix
 from nh2st_scverse.data.geometry import locate, locate_image, spot_diameter, spot_spacing
 from nh2st_scverse.data.quality import places_on
@@ -199,7 +200,7 @@ def check(
         found = ", ".join(f"{name}: {spacing:.0f} µm" for name, spacing in spacings.items())
         lines.add("spot spacings", found, status="error", remedy="pass patch_um=, or mend microns_per_pixel in one")
     with lines.errors("sections"):
-        lines.show(checks.apart(pieces))
+        lines.show(copies.apart(pieces))
     return Findings(list(lines), columns=COLUMNS)
 
 

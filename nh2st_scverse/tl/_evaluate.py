@@ -18,7 +18,8 @@ from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_count
-from nh2st_scverse.data.checks import in_tissue, marks
+from nh2st_scverse.data.checks import in_tissue
+from nh2st_scverse.data.copies import marks
 from nh2st_scverse.data.expression import is_logged, matrix, to_dense
 from nh2st_scverse.data.units import UNKNOWN, UNKNOWN_LOGS, Unit, measure
 from nh2st_scverse.prediction import Prediction, check_free, find_prediction, in_x, put, read

@@ -12,8 +12,8 @@ from spatialdata import SpatialData
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Run
 from nh2st_scverse._validators import check_name
-from nh2st_scverse.data.checks import marks
 from nh2st_scverse.data.cohort import Cohort
+from nh2st_scverse.data.copies import marks
 from nh2st_scverse.data.folds import Fold, Spots, make_folds
 from nh2st_scverse.data.inputs import Encoding, KeptFeatures, Recipe, cut_patches, encode, sight_um
 from nh2st_scverse.data.patches import overhang

@@ -10,7 +10,6 @@ from scipy import sparse
 from xarray import DataArray
 
 from nh2st_scverse.data.checks import (
-    Piece,
     Problem,
     Refused,
     allowed,
@@ -19,10 +18,9 @@ from nh2st_scverse.data.checks import (
     in_tissue,
     low_scores,
     raise_or_log,
-    repeated,
     tissue_of,
-    touching,
 )
+from nh2st_scverse.data.copies import Piece, repeated, touching
 from nh2st_scverse.data.geometry import Geometry, Level
 
 RNG = np.random.default_rng(0)

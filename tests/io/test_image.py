@@ -335,6 +335,19 @@ def test_levels_that_show_something_else_are_left_out(tmp_path: Path, caplog: py
         assert f"{name}: level 1 shows something else than the finest one, and is left out" in caplog.text
 
 
+def test_small_levels_of_one_picture_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kinds: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb"}
+    drawn = nh.datasets.synthetic(width_um=700, microns_per_pixel=700 / 520)["section_0_image"]["scale0"]["image"]
+    level = drawn.transpose("y", "x", "c").values
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        tiff.write(level, subifds=3, **kinds)
+        for _ in range(3):
+            level = np.asarray(Image.fromarray(level).reduce(2))
+            tiff.write(level, subfiletype=1, **kinds)
+    read_image(tmp_path / "a.tif")
+    assert not caplog.text
+
+
 def test_only_pixels_that_are_needed_are_in_memory(tmp_path: Path) -> None:
     """A large tiled picture costs the same in both readers, far less than the picture."""
     tile = np.asarray(Image.fromarray(RGB).resize((512, 512)))

@@ -22,8 +22,9 @@ import nh2st_scverse as nh
 from nh2st_scverse._constants import LOG_UNIT
 from nh2st_scverse._options import Elements
 from nh2st_scverse.data import targets
-from nh2st_scverse.data.checks import LOW_R, Piece, apart, marks
+from nh2st_scverse.data.checks import LOW_R
 from nh2st_scverse.data.cohort import Cohort, Sample, collect, counts_of
+from nh2st_scverse.data.copies import Piece, apart, marks
 from nh2st_scverse.data.expression import measured
 from nh2st_scverse.data.section import locate_sections
 from nh2st_scverse.data.targets import Counts, choose_panel
