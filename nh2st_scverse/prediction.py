@@ -189,6 +189,11 @@ def predictions_of(table: AnnData) -> list[str]:
     return [str(key) for key in table.uns if _has_record(table, key)]
 
 
+def has_no_counts(table: AnnData) -> bool:
+    """Whether X itself is one of the predictions."""
+    return any(in_x(table, key) for key in table.uns)
+
+
 def in_x(table: AnnData, key: str) -> bool:
     """Whether X itself is the prediction, as in a table made with ``table_added``."""
     about = table.uns.get(key)

@@ -22,7 +22,7 @@ from nh2st_scverse.data.checks import in_tissue
 from nh2st_scverse.data.copies import marks
 from nh2st_scverse.data.expression import is_logged, matrix, to_dense
 from nh2st_scverse.data.units import UNKNOWN, UNKNOWN_LOGS, Unit, measure
-from nh2st_scverse.prediction import Prediction, check_free, find_prediction, in_x, put, read
+from nh2st_scverse.prediction import Prediction, check_free, find_prediction, has_no_counts, in_x, put, read
 from nh2st_scverse.tl._foreign import Foreign, check_level, read_foreign, spots_of
 
 CORRELATIONS = ("pearson", "spearman")  # scores of which a constant prediction has 0
@@ -252,7 +252,7 @@ def _measured_beside(sdata: SpatialData, table_key: str, key: str) -> tuple[str,
     spots = spots_of(sdata.tables[table_key])
     having = {}
     for name, other in sdata.tables.items():
-        if name == table_key or not other.uns.get("spatialdata_attrs") or any(in_x(other, k) for k in other.uns):
+        if name == table_key or not other.uns.get("spatialdata_attrs") or has_no_counts(other):
             continue
         rows = pd.Index(spots_of(other)).get_indexer(spots)
         if (rows >= 0).any() and other.var_names.isin(sdata.tables[table_key].var_names).any():

@@ -18,7 +18,16 @@ from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_name, check_unique, choose_key
 from nh2st_scverse.data.expression import numbers, to_dense
 from nh2st_scverse.data.units import UNKNOWN, Unit
-from nh2st_scverse.prediction import Prediction, check_free, check_size, in_x, predictions_of, with_record, written
+from nh2st_scverse.prediction import (
+    Prediction,
+    check_free,
+    check_size,
+    has_no_counts,
+    in_x,
+    predictions_of,
+    with_record,
+    written,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ def read_foreign(sdata: SpatialData, name: str, unit: str | None, table_key: str
     having = [
         key
         for key, table in sdata.tables.items()
-        if name in table.layers and key not in copies and not _is_ours(table)  # whose X has no counts
+        if name in table.layers and key not in copies and not has_no_counts(table)
     ]
     _check_not_ours(sdata, name)
     if name in sdata.tables and having:
@@ -118,10 +127,6 @@ def _as_unit(unit: str | None) -> str:
     return str(parsed)
 
 
-def _is_ours(table: AnnData) -> bool:
-    return any(in_x(table, key) for key in table.uns)
-
-
 def _check_not_ours(sdata: SpatialData, name: str) -> None:
     """Raise ValueError for what this package has predicted."""
     for key, table in sdata.tables.items():
@@ -144,7 +149,7 @@ def _beside_counts(sdata: SpatialData, name: str, table_key: str | None) -> tupl
         raise ValueError(f"Expected one row for each spot in table {name!r}, found {own[own.duplicated()][0]} twice.")
     having: dict[str, np.ndarray] = {}
     for key, table in sdata.tables.items():
-        if key == name or not table.uns.get("spatialdata_attrs") or _is_ours(table):
+        if key == name or not table.uns.get("spatialdata_attrs") or has_no_counts(table):
             continue
         rows = own.get_indexer(spots_of(table) if annotates else table.obs_names)
         if (rows >= 0).any() and table.var_names.isin(source.var_names).any():
