@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -160,6 +161,9 @@ def name_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: list[str], *, at:
     low, high = ax.get_ylim()
     inches = ax.get_position().height * ax.get_figure(root=True).get_figheight()  # type: ignore[union-attr]
     heights = _spread(y, 0.15 / inches * (high - low), low, high)
+    # from the end of the name that is next to the points, not across other names
+    line: dict[str, Any] = {"arrowstyle": "-", "color": "0.75", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2}
+    line["relpos"] = (1.0 if side == "right" else 0.0, 0.5)
     for name, point, height in zip(names, zip(x, y, strict=True), heights, strict=True):
         ax.annotate(
             name,
@@ -168,7 +172,7 @@ def name_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: list[str], *, at:
             ha=side,
             va="center",
             fontsize="small",
-            arrowprops={"arrowstyle": "-", "color": "0.75", "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2},
+            arrowprops=line,
         )
 
 
