@@ -15,7 +15,7 @@ from zarr.codecs import Crc32cCodec
 from nh2st_scverse._logging import logger
 from nh2st_scverse.data.patches import BATCH
 
-PART = 8192  # spots whose features are in memory at a time, where all of them are many
+PART = 2048  # spots whose features are in memory at a time, where all of them are many
 
 
 def on_disk(n: int, width: int) -> np.ndarray:

@@ -16,14 +16,18 @@ from typing import Any
 
 import dask
 import numpy as np
+import torch
 from PIL import Image
 from scipy import sparse
+from torch import Tensor
+from torch.nn import functional as F
 
 from nh2st_scverse._threads import in_workers
 from nh2st_scverse.data.cluster import on_cluster
 from nh2st_scverse.data.geometry import Geometry
 from nh2st_scverse.data.patches import Pixels, ahead, best_level
 from nh2st_scverse.encoders import Encoder
+from nh2st_scverse.encoders._base import on_gpu
 
 # In sides of the field of view: 672 px with a margin of 64 where an encoder sees 224.
 TILE = 3.0
@@ -99,21 +103,27 @@ def lay_tiles(
     return [places[some] for some in members], tiles
 
 
-def window_means(values: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """The part (m, C) of the means over windows that a map (h, w, C) over a tile gives.
+def window_means(values: np.ndarray | Tensor, windows: np.ndarray) -> np.ndarray:
+    """The part (m, C) of the means over windows that a map (h, w, C) over a tile gives; summed where the map is.
 
     Windows (m, 4) are left, top, right, bottom, as shares of the tile. Sums over any box are differences of sums from
     the corner, linear between the edges of cells: 16 numbers of the map for each window.
     """
     h, w, n = values.shape
-    sums = np.zeros((h + 1, w + 1, n))
-    sums[1:, 1:] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
     at, weight = zip(*(_edges(windows[:, i::2], size) for i, size in ((0, w), (1, h))), strict=True)
     columns = (at[1][:, :, None] * (w + 1) + at[0][:, None, :]).reshape(len(windows), 16)
     weights = (weight[1][:, :, None] * weight[0][:, None, :]).reshape(len(windows), 16)
-    starts = np.arange(0, columns.size + 1, 16)
-    chosen = sparse.csr_array((weights.ravel(), columns.ravel(), starts), shape=(len(windows), (h + 1) * (w + 1)))
-    return np.asarray(chosen @ sums.reshape(-1, n)) * (TILE**2 / (h * w))
+    chosen = weights.ravel(), columns.ravel(), np.arange(0, columns.size + 1, 16)
+    shape = len(windows), (h + 1) * (w + 1)
+    if isinstance(values, Tensor):
+        sums = F.pad(values.double().cumsum(dim=0).cumsum(dim=1), (0, 0, 1, 0, 1, 0)).reshape(-1, n)
+        data, cells, starts = (torch.from_numpy(one).to(values.device) for one in chosen)
+        means = (torch.sparse_csr_tensor(starts, cells, data, shape) @ sums).cpu().numpy()
+    else:
+        corner = np.zeros((h + 1, w + 1, n))
+        corner[1:, 1:] = values.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
+        means = sparse.csr_array(chosen, shape=shape) @ corner.reshape(-1, n)
+    return np.asarray(means) * (TILE**2 / (h * w))
 
 
 def _edges(sides: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +148,11 @@ def _here(geometry: Geometry, encoder: Encoder, tiles: Sequence[Tile]) -> Iterat
                 pixel = window(0)
             yield tile, pixel
 
-    yield from enumerate(in_workers(lambda job: _pool(encoder, *job), ahead(read())))
+    if on_gpu(encoder):  # which one thread serves: others would only wait for it
+        drawn = in_workers(lambda job: (job[0], _drawn(encoder, *job)), ahead(read()))
+        yield from enumerate(_pool(encoder, tile, image) for tile, image in drawn)
+        return
+    yield from enumerate(in_workers(lambda job: _pool(encoder, job[0], _drawn(encoder, *job)), ahead(read())))
 
 
 def _alone(geometry: Geometry, encoder: Encoder, tile: Tile) -> np.ndarray:
@@ -147,7 +161,7 @@ def _alone(geometry: Geometry, encoder: Encoder, tile: Tile) -> np.ndarray:
     with dask.config.set(scheduler="synchronous"):  # a task that waits for tasks would wait for its own worker
         level = geometry.levels[tile.level]
         with Pixels(level, [(corner[None], side)]).load(corner[None], side) as window:
-            return _pool(encoder, tile, window(0))
+            return _pool(encoder, tile, _drawn(encoder, tile, window(0)))
 
 
 def _whole(tile: Tile) -> tuple[np.ndarray, int]:
@@ -155,11 +169,15 @@ def _whole(tile: Tile) -> tuple[np.ndarray, int]:
     return np.floor(tile.corner).astype(int), int(np.ceil(tile.side)) + 1
 
 
-def _pool(encoder: Encoder, tile: Tile, pixels: np.ndarray) -> np.ndarray:
-    """The parts of the means over windows that lie in a tile: (m, channels of all maps)."""
+def _drawn(encoder: Encoder, tile: Tile, pixels: np.ndarray) -> np.ndarray:
+    """The picture (side, side, 3) of a tile that an encoder sees."""
     left, top = (tile.corner - np.floor(tile.corner)).tolist()
     box = left, top, left + tile.side, top + tile.side
     size = round(TILE * encoder.input_size)
-    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box)
-    maps: Callable[[np.ndarray], list[np.ndarray]] = encoder.maps  # type: ignore[attr-defined]
-    return np.concatenate([window_means(one, tile.windows) for one in maps(np.asarray(image))], axis=1)
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC, box))
+
+
+def _pool(encoder: Encoder, tile: Tile, image: np.ndarray) -> np.ndarray:
+    """The parts of the means over windows that lie in a tile: (m, channels of all maps)."""
+    maps: Callable[[np.ndarray], list[Any]] = encoder.maps  # type: ignore[attr-defined]
+    return np.concatenate([window_means(one, tile.windows) for one in maps(image)], axis=1)

@@ -29,7 +29,8 @@ class Encoder(Protocol):
     several kinds can tell their numbers as ``blocks``, a tuple that sums to `dim`: each kind then enters a model with
     the same total variance. One that also has ``n_maps``, a number, can encode a slide once for all of its
     places: ``maps(tile)`` gives maps (h, w, C) over a tile (side, side, 3) uint8 that is several times as wide as a
-    patch, a list whose C sum to `n_maps`, and ``pooled(means)`` makes features (n, dim) of their means (n, n_maps) over
+    patch, a list whose C sum to `n_maps` (arrays, or tensors where they
+    are computed on a GPU), and ``pooled(means)`` makes features (n, dim) of their means (n, n_maps) over
     the windows of places. For one without, patches on a lattice over the tissue stand for those of all places
     between them.
 
@@ -122,6 +123,11 @@ def get(encoder: str | Encoder | Sequence[str | Encoder] = DEFAULT, *, device: s
 def has_maps(encoder: Encoder) -> bool:
     """Whether an encoder can give maps of tiles, too."""
     return bool(getattr(encoder, "n_maps", 0))
+
+
+def on_gpu(encoder: Encoder) -> bool:
+    """Whether an encoder computes on a GPU."""
+    return str(getattr(encoder, "device", "cpu")).startswith("cuda")
 
 
 def parts_of(encoder: Encoder) -> list[Encoder]:

@@ -101,16 +101,21 @@ class TorchEncoder:
         """Channels of the maps of the trunk, where it gives maps."""
         return self.dim if hasattr(self.frozen, "maps") else 0
 
-    def maps(self, tile: np.ndarray) -> list[np.ndarray]:
-        """Maps (h, w, C) over a tile (side, side, 3) uint8: their means over a window are its features."""
-        compiled = self._compiled(len(tile), maps=True) if self.device.type == "cpu" else None
+    def maps(self, tile: np.ndarray) -> list[Any]:
+        """Maps (h, w, C) over a tile (side, side, 3) uint8: their means over a window are its features.
+
+        Arrays, or tensors on the GPU.
+        """
+        on_cpu = self.device.type == "cpu"
+        compiled = self._compiled(len(tile), maps=True) if on_cpu else None
         if compiled is not None:
             found = compiled(tile[None])
         else:
             image = _to(torch.from_numpy(np.array(tile))[None], self.device)
             with torch.inference_mode(), _precision(self.device.type, half=self.half):
-                found = [one.float().cpu() for one in self.frozen(as_images(image), maps=True)]
-        return [one[0].permute(1, 2, 0).numpy() for one in found]
+                found = [one.float() for one in self.frozen(as_images(image), maps=True)]
+        laid = [one[0].permute(1, 2, 0) for one in found]
+        return [one.numpy() for one in laid] if on_cpu else laid
 
     def pooled(self, means: np.ndarray) -> np.ndarray:
         """Features (n, dim) float32 of the means of the maps over windows."""

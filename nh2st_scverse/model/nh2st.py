@@ -26,7 +26,7 @@ from nh2st_scverse.model.trust import Trust
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.likeness import likeness
-from nh2st_scverse.train.task import attend_section, predict_section
+from nh2st_scverse.train.task import Part, attend_parts, predict_parts
 from nh2st_scverse.train.tensors import Tensors, project, stack
 from nh2st_scverse.train.trust import Novelty, Residuals
 
@@ -172,7 +172,7 @@ class NH2ST:
         >>> model.predict(section, features).shape == (section.n_spots, 20)
         True
         """
-        return self._over_members(predict_section, section, inputs, device)[0]
+        return self._over_members(predict_parts, section, inputs, device)[0]
 
     def likeness(self, section: Section, inputs: np.ndarray, device: str = "cpu") -> float:
         """How like the training tissue a section is.
@@ -260,35 +260,43 @@ class NH2ST:
         (True, True)
         """
         check_context(self)
-        return self._over_members(attend_section, section, inputs, device)[0]
+        return self._over_members(attend_parts, section, inputs, device)[0]
 
     def _over_members(
         self,
-        of: Callable[[Member, Tensors], torch.Tensor],
+        of: Callable[[Member, Tensors], Iterator[Part]],
         section: Section,
         inputs: np.ndarray,
         device: str,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean of what the members say of each spot, and their variance (G,) about it, mean over spots, in one pass."""
+        usable, n = section.usable, len(self.members)
         total, squares = np.empty(0, np.float32), np.zeros(())
-        for i, tensor in enumerate(self._by_member(of, section, inputs, device)):
-            found = tensor.cpu().numpy()
-            if not np.isfinite(found[section.usable]).all():
-                raise ValueError(
-                    f"A member of the model gives values for section {section.name!r} that are not finite: its "
-                    "features are far from those of the training sections, or the training diverged."
-                )
-            found[~section.usable] = np.nan
-            if not i:
-                total = found
-                continue
-            for start in range(0, len(found), PART):  # Welford's update; what is held beside it stays small
-                rows = slice(start, start + PART)
-                before = total[rows] / np.float32(i)
-                total[rows] += found[rows]
-                away = (found[rows] - before) * (found[rows] - total[rows] / np.float32(i + 1))
-                squares = squares + away[section.usable[rows]].sum(axis=0, dtype=np.float64) / section.usable.sum()
-        n = len(self.members)
+        done = 0  # members
+
+        def add(member: Member, spots: Tensors) -> None:
+            nonlocal total, squares, done
+            for rows, tensor in of(member, spots):  # no member's values of all spots are held beside the sum
+                found = tensor.cpu().numpy()
+                if not np.isfinite(found[usable[rows]]).all():
+                    raise ValueError(
+                        f"A member of the model gives values for section {section.name!r} that are not finite: its "
+                        "features are far from those of the training sections, or the training diverged."
+                    )
+                found[~usable[rows]] = np.nan
+                if not done:
+                    if not rows.start:
+                        total = np.empty((section.n_spots, found.shape[1]), dtype=np.float32)
+                    total[rows] = found
+                    continue
+                before = total[rows] / np.float32(done)  # Welford's update
+                total[rows] += found
+                away = (found - before) * (found - total[rows] / np.float32(done + 1))
+                squares = squares + away[usable[rows]].sum(axis=0, dtype=np.float64) / usable.sum()
+            done += 1
+
+        for _ in self._by_member(add, section, inputs, device):
+            pass
         total /= np.float32(n)
         return total, squares / n
 
@@ -365,7 +373,7 @@ class NH2ST:
         """
         check_residuals(self)
         assert self.trust.residuals is not None
-        predicted, apart = self._over_members(predict_section, section, inputs, device)
+        predicted, apart = self._over_members(predict_parts, section, inputs, device)
         return predicted, self.trust.residuals.std(predicted, apart), novelty_of(self, section, inputs)
 
     def embed(self, predicted: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,7 @@ from nh2st_scverse.train.likeness import likeness
 from nh2st_scverse.train.tensors import Tensors
 
 AT_ONCE = 512  # spots that are predicted at a time
+Part = tuple[slice, Tensor]  # which of the spots, and what is said of them
 
 
 class Task(L.LightningModule):
@@ -157,26 +159,22 @@ def predict_batch(member: Member, spots: Tensors, batch: Tensor, likeness: float
     return member.predict(inputs, local, spots.mask[batch], spots.offsets[batch], likeness)
 
 
-def predict_section(member: Member, spots: Tensors) -> Tensor:
-    """Expression (N, G) of the spots of a section, with the share of the network that its likeness allows."""
+def predict_parts(member: Member, spots: Tensors) -> Iterator[Part]:
+    """Expression (B, G) of some spots at a time, with the share of the network that the section's likeness allows."""
     alike = likeness(member, spots)
-    found = None
-    for batch in _batches(spots):
-        some = predict_batch(member, spots, batch, alike)
-        found = some.new_empty((len(spots.nodes), some.shape[1])) if found is None else found
-        found[batch] = some
-    assert found is not None
-    return found
+    for rows, batch in _batches(spots):
+        yield rows, predict_batch(member, spots, batch, alike)
 
 
-def attend_section(member: Member, spots: Tensors) -> Tensor:
-    """Attention (N, K) of the spots of a section to their nodes."""
-    found = []
-    for batch in _batches(spots):
+def attend_parts(member: Member, spots: Tensors) -> Iterator[Part]:
+    """Attention (B, K) of some spots at a time to their nodes."""
+    for rows, batch in _batches(spots):
         inputs, local = encode_once(member, spots, spots.nodes[batch])
-        found.append(member.attention(inputs, local, spots.mask[batch], spots.offsets[batch]))
-    return torch.cat(found)
+        yield rows, member.attention(inputs, local, spots.mask[batch], spots.offsets[batch])
 
 
-def _batches(spots: Tensors) -> tuple[Tensor, ...]:
-    return torch.arange(len(spots.nodes), device=spots.nodes.device).split(AT_ONCE)
+def _batches(spots: Tensors) -> Iterator[Part]:
+    every = torch.arange(len(spots.nodes), device=spots.nodes.device)
+    for start in range(0, len(every), AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        yield rows, every[rows]

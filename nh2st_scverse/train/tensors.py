@@ -75,13 +75,13 @@ def project(section: Section, features: np.ndarray, standardise: bool, projectio
         spread = np.sqrt(squares / usable.sum())
     else:
         mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
-    found: list[Tensor] = []
+    found = torch.empty(n, projection.matrix.shape[1], device=projection.mean.device)
     for rows, x in parts():
         x -= mean.astype(np.float32)
         x /= np.where(spread > 1e-6, spread, np.inf).astype(np.float32)
         x[~usable[rows]] = 0
-        found.append(projection(torch.from_numpy(x).to(projection.mean.device)))
-    return torch.cat(found)
+        found[rows] = projection(torch.from_numpy(x).to(found.device))
+    return found
 
 
 def _check_finite(section: Section, finite: bool) -> None:

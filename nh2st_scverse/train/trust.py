@@ -11,6 +11,7 @@ from scipy.stats import norm
 from sklearn.decomposition import PCA
 
 from nh2st_scverse._constants import LEVELS
+from nh2st_scverse.data.feature_cache import PART
 from nh2st_scverse.train.data import Data
 
 SMALLEST_VARIANCE = 1e-3  # of the variance of the gene: no prediction is certain
@@ -51,8 +52,12 @@ class Residuals:
         Residuals of single members tell too much for the mean of them: its mean squared error is less than theirs by
         exactly their `disagreement` (G,), the variance among them (Krogh and Vedelsby 1995).
         """
-        variance = _variance(self.line, predicted)
-        return np.sqrt(np.maximum(variance - disagreement, (1 - MOST_DISAGREEMENT) * variance)).astype(np.float32)
+        found = np.empty(predicted.shape, dtype=np.float32)
+        for start in range(0, len(predicted), PART):  # of many spots, in place
+            rows = slice(start, start + PART)
+            variance = _variance(self.line, predicted[rows])
+            found[rows] = np.sqrt(np.maximum(variance - disagreement, (1 - MOST_DISAGREEMENT) * variance))
+        return found
 
     def array(self) -> np.ndarray:
         """What to keep of it: (5, G)."""

@@ -156,6 +156,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder for the features, so that a second run need not encode")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--encoder", help="name of an encoder, several joined by '+'; the default if left out")
+    parser.add_argument(
+        "--maps", choices=("none", "wide", "all"), help="fields of view from maps; the preset's if left out"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--baselines", nargs="*", default=["mean", *CONTROLS, *SAME, *FIELD])
     parser.add_argument("--shift", action="store_true", help="sections that differ from those of training")
@@ -178,6 +181,7 @@ def main() -> None:
             preset=given.preset,
             encoder=given.encoder,
             seed=given.seed,
+            **({} if given.maps is None else {"maps": given.maps}),
             allow="coarse",
             progress=False,
             cache_dir=given.cache and given.cache / name,

@@ -162,6 +162,7 @@ def test_a_window_that_is_the_tile_has_its_mean() -> None:
     assert np.allclose(window_means(values, np.array([[0.0, 0, 1, 1]]))[0], 9 * values.mean(axis=(0, 1)))
     parts = np.array([[0.0, 0, 0.37, 1], [0.37, 0, 1, 0.61], [0.37, 0.61, 1, 1]])
     assert np.allclose(window_means(values, parts).sum(axis=0), 9 * values.mean(axis=(0, 1)))
+    assert np.allclose(window_means(torch.from_numpy(values), parts), window_means(values, parts))  # as on a GPU
 
 
 def test_a_cluster_gives_the_same(image: np.ndarray, centres: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import torch
 from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train import likeness as module
 from nh2st_scverse.train.likeness import alignment, likeness
-from nh2st_scverse.train.task import predict_batch, predict_section
+from nh2st_scverse.train.task import predict_batch, predict_parts
 from nh2st_scverse.train.tensors import Tensors
 
 N, C, G, K = 200, 6, 4, 3
@@ -81,9 +81,9 @@ def test_a_section_is_predicted_with_the_share_that_its_likeness_allows(
     monkeypatch.setattr("nh2st_scverse.train.task.AT_ONCE", 16)
     strange = spots.inputs[:, :1] + 0.1 * spots.inputs
     with torch.inference_mode():
-        home = predict_section(member, spots)
+        home = torch.cat([part for _, part in predict_parts(member, spots)])
         assert torch.allclose(home, predict_batch(member, spots, torch.arange(N)), atol=0.05)
         spots.inputs = strange
-        away = predict_section(member, spots)
+        away = torch.cat([part for _, part in predict_parts(member, spots)])
         assert torch.allclose(away, predict_batch(member, spots, torch.arange(N), 0.0), atol=0.05)
         assert not torch.allclose(away, predict_batch(member, spots, torch.arange(N)), atol=0.5)
