@@ -29,5 +29,11 @@ N_NODES = 9
 LEVELS = (0.5, 0.8, 0.95)
 """Shares of the measured values that intervals are told for."""
 
+TRUSTED = 0.3
+"""Held-out correlation from which a gene counts as one that the image shows."""
+
+DRAWN = "nh2st_drawn"
+"""Names of the columns of ``.obs`` that hold regions drawn in ``nh.explore`` (``.uns``)."""
+
 SCORES = ("pearson", "spearman", "mse", "mae", "variance_ratio")
 """Scores of a gene that predictions are compared by, functions of :mod:`nh2st_scverse.metrics`."""

@@ -521,6 +521,17 @@ def noise_ceiling(
     return np.sqrt(reliability)
 
 
+def set_scores(
+    measured: NDArray[Any], predicted: NDArray[Any], counts: Any, library_size: ArrayLike, *, n_splits: int = 5
+) -> tuple[float, float]:
+    """Correlation and noise ceiling of the mean of some genes, each (n_spots, n_genes); `counts` None: no ceiling."""
+    means = (values.mean(axis=1, keepdims=True) for values in (measured, predicted))
+    r = float(pearson(*means, constant=0.0)[0])
+    if counts is None:
+        return r, np.nan
+    return r, float(noise_ceiling(counts, library_size=library_size, n_splits=n_splits, together=True)[0])
+
+
 def _pair(measured: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats]:
     """Both arrays as float64, with NaN in both where the prediction is NaN."""
     try:

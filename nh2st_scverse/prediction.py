@@ -84,6 +84,10 @@ class Prediction:
         """Values of some genes: (n, len(genes))."""
         return self.values[:, self.at(genes)]
 
+    def mean_of(self, genes: Sequence[str]) -> np.ndarray:
+        """Value of some genes as one set: (n,)."""
+        return np.asarray(self.of(genes).mean(axis=1))
+
     def at(self, genes: Sequence[str]) -> np.ndarray:
         """Positions of some genes."""
         return np.asarray(pd.Index(self.genes).get_indexer(list(genes)))

@@ -102,13 +102,13 @@ def clusters(
         microns_per_pixel=microns_per_pixel,
     )
     rows = np.concatenate([picture.rows for picture in drawn])
-    columns = {"measured": _labels(table, measured), "predicted": _labels(table, predicted)}
+    columns = {"measured": labels_of(table, measured), "predicted": labels_of(table, predicted)}
     known = rows[columns["measured"].notna().to_numpy()[rows] & columns["predicted"].notna().to_numpy()[rows]]
     if not len(known):
         raise ValueError(f"Expected spots with a label in both {measured!r} and {predicted!r}, found none.")
     rand = adjusted_rand_score(*(column.iloc[known].astype(str) for column in columns.values()))
     partner = match_labels(columns["measured"].iloc[known], columns["predicted"].iloc[known])
-    first = _palette(table, measured, columns["measured"])
+    first = palette_of(table, measured, columns["measured"])
     palettes = {"measured": first, "predicted": _matched_palette(first, columns["predicted"], partner)}
     titles = {"measured": f"measured\n{measured}", "predicted": f"predicted  ARI = {rand:z.2f}\n{predicted}"}
 
@@ -154,7 +154,7 @@ def _table_with(sdata: SpatialData, columns: tuple[str, str], table_key: str | N
     return choose_key(having, None, what=f"tables with {list(columns)}", argument="table_key")
 
 
-def _labels(table: AnnData, column: str) -> pd.Series:
+def labels_of(table: AnnData, column: str) -> pd.Series:
     """Labels as strings in a categorical: numbers in their order, names in the order of their column if it has one."""
     values = table.obs[column]
     if values.nunique() > MOST_LABELS:
@@ -186,7 +186,7 @@ def cluster_colours(n: int) -> list[str]:
     return [to_hex(colour) for colour in palette[:n]]
 
 
-def _palette(table: AnnData, column: str, labels: pd.Series) -> dict[str, str]:
+def palette_of(table: AnnData, column: str, labels: pd.Series) -> dict[str, str]:
     """The colours that scanpy has stored for a column, else new ones."""
     categories = list(labels.cat.categories)
     stored = table.uns.get(f"{column}_colors")

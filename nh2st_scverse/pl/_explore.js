@@ -5,7 +5,7 @@
 const NARROW = 200; // px: with less room the pictures stand in two rows
 const SHARP = 2; // pixels of the canvas for each of the page, in x and in y
 const CROWDED = 8; // px of the canvas between spots: when nearer, they fill the tissue, since gaps would only flicker
-const INK = "#111";
+const INK = "#111", RED = "#d1495b", NOT_KNOWN = 0xff959595;
 
 const floats = (view) => new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 
@@ -31,6 +31,44 @@ function pale(image, contrast) {
   return canvas;
 }
 
+const pack = ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0; // as a pixel of a canvas
+const parse = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+
+// Keys pressed in the panel are its own. Up and down walk the list of genes but where a field needs them, Enter takes
+// the first hit of the search, Escape forgets the regions. JupyterLab has an attribute for it, others do not know it.
+function mindKeys(panel, model) {
+  const before = (event) => {
+    const field = event.target.closest("input, select, textarea, [role=slider]");
+    const search = event.target.closest(".nh2st-search");
+    const step = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    if (step && (search || !field)) {
+      event.preventDefault();
+      model.send({ step });
+    } else if (event.key === "Enter" && search) model.send({ take: field.value });
+    else if (event.key === "Escape") model.send({ forget: true });
+  };
+  const keep = (event) => event.stopPropagation();
+  panel.tabIndex = -1; // a click anywhere in it takes the keys there
+  panel.dataset.lmSuppressShortcuts = "true";
+  panel.addEventListener("keydown", before, true); // the fields of ipywidgets pass nothing on
+  for (const kind of ["keydown", "keypress", "keyup"]) panel.addEventListener(kind, keep);
+}
+
+// The still picture that a saved notebook shows; hidden while the panel lives.
+function findStill(el, piece) {
+  const area = piece && el.closest(".jp-OutputArea");
+  const image = area && [...area.querySelectorAll("img")].find((one) => one.src.includes(piece));
+  return image && (image.closest(".jp-OutputArea-child") || image);
+}
+
+function download(name, bytes) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
 async function picture(model, name) {
   const view = model.get(name);
   if (!view || !view.byteLength) return null;
@@ -41,6 +79,8 @@ async function picture(model, name) {
 function render({ model, el }) {
   const root = make("div", "nh2st-maps", el);
   let xy, radius, values, colours, maps, figures, heading, status;
+  let panel = null, still = null, stale = false; // `stale`: the maps are others than those that are read
+  let path = null; // of the region that is being drawn, µm
   let base = null, tile = null; // the section, and the visible part of it in more detail
   let view = null; // centre x, y in µm, and µm per px of the page
   let width = 0, height = 0, owner = new Int32Array(0), hovered = -1, waiting = false, asking = 0;
@@ -67,13 +107,12 @@ function render({ model, el }) {
     maps = model.get("maps");
     values = maps.map((_, k) => flat.subarray(k * n, (k + 1) * n));
     colours = maps.map((map, k) => {
-      const table = model.get("colours")[map.cmap]; // 256 of [r, g, b]
-      const packed = table.map(([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0);
+      const packed = (map.labels.length ? map.colours.map(parse) : model.get("colours")[map.cmap]).map(pack);
       const [low, high] = map.limits;
-      const of = new Uint32Array(n);
+      const of = new Uint32Array(n), last = packed.length - 1;
       for (let i = 0; i < n; i++) {
         const share = (values[k][i] - low) / (high - low);
-        of[i] = Number.isNaN(share) ? 0xff959595 : packed[Math.max(0, Math.min(255, Math.floor(share * 256)))];
+        of[i] = Number.isNaN(share) ? NOT_KNOWN : packed[Math.max(0, Math.min(last, Math.floor(share * (last + 1))))];
       }
       return of;
     });
@@ -98,15 +137,23 @@ function render({ model, el }) {
 
   function label() {
     heading.replaceChildren();
-    make("b", "", heading).textContent = model.get("gene");
+    heading.hidden = !model.get("leads");
+    make("b", "", heading).textContent = model.get("heading");
     make("span", "", heading).textContent = model.get("trust");
     for (const { map, caption, bar } of figures) {
       caption.textContent = map < 0 ? model.get("title") : maps[map].name;
       if (map < 0) continue;
-      const { limits, cmap, unit, beyond } = maps[map];
+      const { limits, cmap, unit, beyond, labels } = maps[map];
+      bar.replaceChildren();
+      bar.classList.toggle("legend", labels.length > 0);
+      labels.forEach((name, i) => {
+        const entry = make("span", "", bar);
+        make("i", "", entry).style.background = maps[map].colours[i];
+        entry.append(name);
+      });
+      if (labels.length) continue;
       const table = model.get("colours")[cmap];
       const stops = [0, 32, 64, 96, 128, 160, 192, 224, 255].map((i) => `rgb(${table[i].join(",")})`);
-      bar.replaceChildren();
       make("span", "", bar).textContent = (beyond[0] ? "≤ " : "") + limits[0].toFixed(2);
       make("span", "colours", bar).style.background = `linear-gradient(to right, ${stops.join(",")})`;
       make("span", "", bar).textContent = (beyond[1] ? "≥ " : "") + limits[1].toFixed(2);
@@ -120,6 +167,7 @@ function render({ model, el }) {
   function size() {
     const room = el.clientWidth;
     if (!room) return;
+    attached();
     const n = figures.length;
     const columns = room / n >= NARROW ? n : Math.min(2, n);
     root.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
@@ -171,6 +219,7 @@ function render({ model, el }) {
     waiting = false;
     if (!view || !width || !radius) return;
     const started = performance.now();
+    if (stale) newMaps();
     cover();
     const pixels = layerContext.createImageData(layer.width, layer.height);
     const packed = new Uint32Array(pixels.data.buffer);
@@ -239,23 +288,33 @@ function render({ model, el }) {
       for (const [i, wide] of [[hovered, 1.2], [model.get("picked"), 2.2]]) {
         if (i < 0 || i >= radius.length) continue;
         const r = Math.max(radius[i] * factor, 3 * SHARP) + SHARP;
-        for (const [ink, extra] of [["white", 2.4], [wide > 2 ? "#d1495b" : INK, 0]]) {
+        for (const [ink, extra] of [["white", 2.4], [wide > 2 ? RED : INK, 0]]) {
           context.beginPath();
           context.arc((xy[2 * i] - left) * factor, (xy[2 * i + 1] - top) * factor, r, 0, 2 * Math.PI);
           Object.assign(context, { strokeStyle: ink, lineWidth: (wide + extra) * SHARP });
           context.stroke();
         }
       }
+      const outline = path || model.get("outline");
+      for (const [ink, wide] of outline.length ? [["white", 4], [RED, 2]] : []) {
+        context.beginPath();
+        for (let i = 0; i < outline.length; i += 2) {
+          context.lineTo((outline[i] - left) * factor, (outline[i + 1] - top) * factor);
+        }
+        if (!path) context.closePath();
+        Object.assign(context, { strokeStyle: ink, lineWidth: wide * SHARP, lineJoin: "round" });
+        context.stroke();
+      }
     }
   }
 
   function say(i) {
     if (i < 0) {
-      status.textContent = "wheel: zoom · drag: move · double click: all · click: a spot and its neighbourhood";
+      status.textContent = "wheel: zoom · drag: move · double click: all · click: a spot · shift and drag: a region";
       return;
     }
-    const number = (v) => (Number.isNaN(v) ? "not known" : v.toFixed(2));
-    status.textContent = maps.map((map, k) => `${map.name} ${number(values[k][i])}`).join(" · ");
+    const told = (map, v) => (Number.isNaN(v) ? "not known" : map.labels.length ? map.labels[v] : v.toFixed(2));
+    status.textContent = maps.map((map, k) => `${map.name} ${told(map, values[k][i])}`).join(" · ");
   }
 
   // --- pointer ---
@@ -281,8 +340,7 @@ function render({ model, el }) {
     if (x < 0 || y < 0 || x >= layer.width || y >= layer.height) return -1;
     let found = owner[y * layer.width + x];
     if (found >= 0 || !near) return found;
-    const [left, top] = corner();
-    const [cx, cy] = [left + event.offsetX * view.scale, top + event.offsetY * view.scale]; // µm
+    const [cx, cy] = placeOf(event);
     let closest = Infinity;
     for (let i = 0; i < radius.length; i++) {
       const distance = Math.hypot(xy[2 * i] - cx, xy[2 * i + 1] - cy) - 3 * radius[i];
@@ -297,12 +355,23 @@ function render({ model, el }) {
     requestAnimationFrame(mark);
   }
 
+  const placeOf = (event) => {
+    const [left, top] = corner();
+    return [left + event.offsetX * view.scale, top + event.offsetY * view.scale]; // µm
+  };
+
+  function setOutline(outline) {
+    path = null;
+    model.set("outline", outline);
+    model.save_changes();
+    mark();
+  }
+
   function listen(cursor) {
     let from = null;
     cursor.addEventListener("wheel", (event) => {
       event.preventDefault();
-      const [left, top] = corner();
-      const [x, y] = [left + event.offsetX * view.scale, top + event.offsetY * view.scale]; // stays where it is
+      const [x, y] = placeOf(event); // stays where it is
       const full = whole().scale;
       const turned = Math.max(-240, Math.min(240, event.deltaY * (event.deltaMode ? 40 : 1)));
       const scale = Math.max(full / 200, Math.min(full * 1.5, view.scale * 1.0018 ** turned));
@@ -312,6 +381,7 @@ function render({ model, el }) {
     cursor.addEventListener("pointerdown", (event) => {
       if (event.button) return;
       cursor.setPointerCapture(event.pointerId);
+      if (event.shiftKey || model.get("drawing")) path = placeOf(event);
       from = { x: event.clientX, y: event.clientY, view: { ...view }, moved: false };
     });
     cursor.addEventListener("pointermove", (event) => {
@@ -323,6 +393,11 @@ function render({ model, el }) {
       const [dx, dy] = [event.clientX - from.x, event.clientY - from.y];
       if (Math.hypot(dx, dy) < 4 && !from.moved) return;
       from.moved = true;
+      if (path) {
+        path.push(...placeOf(event));
+        requestAnimationFrame(mark);
+        return;
+      }
       cursor.classList.add("moving");
       view = { x: from.view.x - dx * view.scale, y: from.view.y - dy * view.scale, scale: view.scale };
       changed();
@@ -331,12 +406,16 @@ function render({ model, el }) {
       const click = from && !from.moved;
       from = null;
       cursor.classList.remove("moving");
+      if (path) {
+        setOutline(path.length > 4 ? path : []);
+        return;
+      }
       const i = click ? spotAt(event, true) : -1;
       if (i < 0) return;
       model.set("picked", i);
       model.save_changes();
     });
-    cursor.addEventListener("pointercancel", () => { from = null; });
+    cursor.addEventListener("pointercancel", () => { from = path = null; });
     cursor.addEventListener("pointerleave", () => point(-1));
     cursor.addEventListener("dblclick", () => { view = whole(); changed(); });
   }
@@ -358,16 +437,32 @@ function render({ model, el }) {
     redraw();
   }
 
-  function newGene() {
+  function newMaps() {
     if (model.get("values").byteLength !== 4 * radius.length * model.get("maps").length) return; // its section follows
+    stale = false;
     readMaps();
-    label();
-    redraw();
+    if (maps.length === figures.length - 1) label();
+    else {
+      build();
+      size();
+    }
   }
 
+  function attached() {
+    still = still || findStill(el, model.get("leads") && model.get("still"));
+    if (still) still.style.display = "none";
+    if (panel || !(panel = el.closest(".nh2st-explore")) || !model.get("leads")) return;
+    mindKeys(panel, model);
+  }
+
+  const others = () => { stale = true; redraw(); };
   const on = {
     "change:section": newSection,
-    "change:values": newGene,
+    "change:values": others,
+    "change:maps": others,
+    "change:window": () => { view = null; size(); },
+    "change:outline": () => view && mark(),
+    "msg:custom": (content, buffers) => content.save && download(content.save, buffers[0]),
     "change:tile": async () => { tile = await picture(model, "tile"); redraw(); },
     "change:picked": () => view && mark(),
     "change:opacity": redraw,
@@ -379,6 +474,7 @@ function render({ model, el }) {
   return () => {
     watcher.disconnect();
     clearTimeout(asking);
+    if (still) still.style.display = "";
     for (const [event, act] of Object.entries(on)) model.off(event, act);
   };
 }

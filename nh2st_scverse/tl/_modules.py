@@ -104,7 +104,7 @@ def modules(
         logger.info(
             "%d of %d sets have fewer than %d predicted genes: %s.", len(left_out), len(sets), min_genes, left_out
         )
-    values = {name: prediction.of(genes).mean(axis=1) for name, genes in used.items()}
+    values = {name: prediction.mean_of(genes) for name, genes in used.items()}
     scores = pd.DataFrame(
         {
             "n_genes": [len(sets[name]) for name in used],
@@ -172,12 +172,10 @@ def _scored(pair: Pair, genes: Sequence[str], layer: str | None) -> tuple[float,
         if some.sum() < 3 or not at:
             continue
         measured, predicted = pair.measured[some][:, at], pair.predicted[some][:, at]
-        both = measured.mean(axis=1, keepdims=True), predicted.mean(axis=1, keepdims=True)
-        residual = both[0] - both[1]
+        residual = measured.mean(axis=1) - predicted.mean(axis=1)
         rows.append(
             (
-                metrics.pearson(*both, constant=0.0)[0],
-                _ceiling(pair, pair.rows[some], at, layer),
+                *metrics.set_scores(measured, predicted, *_counts(pair, pair.rows[some], at, layer)),
                 metrics.pearson(measured, predicted, constant=0.0).mean(),
                 np.quantile(np.abs(residual - residual.mean()), LEVEL),
             )
@@ -186,11 +184,10 @@ def _scored(pair: Pair, genes: Sequence[str], layer: str | None) -> tuple[float,
     return float(found[0]), float(found[1]), float(found[2]), float(found[3])
 
 
-def _ceiling(pair: Pair, rows: np.ndarray, at: Sequence[int], layer: str | None, *, n_splits: int = 5) -> float:
-    """Highest correlation with the mean of some genes that counting allows, as for single genes."""
+def _counts(pair: Pair, rows: np.ndarray, at: Sequence[int], layer: str | None) -> tuple[Any, np.ndarray]:
+    """Raw counts of some genes (None where there are none), and those of all genes together (n,)."""
     if not has_counts(pair.source, layer):
-        return np.nan
+        return None, np.empty(0)
     counts = matrix(pair.source, layer)[rows]
     columns = pair.source.var_names.get_indexer([pair.genes[i] for i in at])
-    whole = np.asarray(counts.sum(axis=1), dtype=float).ravel()
-    return float(metrics.noise_ceiling(counts[:, columns], library_size=whole, n_splits=n_splits, together=True)[0])
+    return counts[:, columns], np.asarray(counts.sum(axis=1), dtype=float).ravel()

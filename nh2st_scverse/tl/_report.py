@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
 from nh2st_scverse import __version__, pl
-from nh2st_scverse._constants import KEY
+from nh2st_scverse._constants import KEY, TRUSTED
 from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import quiet
 from nh2st_scverse._threads import threads
@@ -37,7 +37,6 @@ from nh2st_scverse.pp import check
 from nh2st_scverse.prediction import HERE, Prediction, find_prediction, read
 from nh2st_scverse.tl._biology import leiden
 
-TRUSTED = 0.3  # held-out correlation from which a gene is counted as one that the image shows
 N_GENES = 6  # that are drawn
 FEWEST_SPOTS = 30  # that are clustered
 RESOLUTION = 0.5
