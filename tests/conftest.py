@@ -83,6 +83,25 @@ def fine() -> SpatialData:
 
 
 @pytest.fixture(scope="session")
+def legacy(fine) -> list[SpatialData]:
+    """Two sections as on legacy arrays, of 100 µm every 200 µm in rows and columns: not to be changed."""
+    made = []
+    for drawn in (fine, nh.datasets.synthetic(width_um=700, n_genes=20, bins_um=16, seed=2)):
+        sdata = deepcopy(drawn)
+        nh.pp.pseudospots(sdata, table_key="square_016um", size_um=50, pitch_um=100, shape="square")
+        table, pixels = (
+            sdata["pseudospots"],
+            sdata["section_0_image"]["scale0"]["image"].transpose("y", "x", "c").values,
+        )
+        table.obs = table.obs[["array_row", "array_col"]].set_axis(
+            [f"{x}x{y}" for x, y in zip(table.obs["array_col"], table.obs["array_row"], strict=True)]
+        )
+        table.var = table.var[[]]
+        made.append(nh.io.from_anndata(table, pixels, microns_per_pixel=2, spot_diameter=100, section="section_0"))
+    return made
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of real sections; tests that use it skip where it is absent."""
     path = Path(os.environ.get("NH2ST_DATA") or ROOT.parent / "shared" / "data")

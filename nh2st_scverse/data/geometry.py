@@ -23,7 +23,7 @@ from nh2st_scverse.data.images import (
     systems_of,
 )
 from nh2st_scverse.data.pixels import PLAIN, Colours
-from nh2st_scverse.data.technologies import microns_of, unaligned
+from nh2st_scverse.data.technologies import microns_of, unaligned, where_microns
 
 UNALIGNED = "no alignment: pixels of the H&E image are taken for pixels of the fluorescence"
 LARGEST_CELL = 40.0  # µm
@@ -208,7 +208,8 @@ def locate(
     known = microns_of(sdata, shapes_key)
     if known is not None:  # per unit of the shapes -> per pixel
         known = known[0] / float(np.sqrt(abs(np.linalg.det(maps[0][:2, :2])))), known[1]
-    microns, source = _microns_per_pixel(arrays[0], moved[0], microns_per_pixel, image_key, known)
+    hint = where_microns(shapes_key)
+    microns, source = _microns_per_pixel(arrays[0], moved[0], microns_per_pixel, image_key, known, hint)
     base = np.sqrt(abs(np.linalg.det(affine_of(arrays[0], shared[0])[:2, :2])))
     levels = []
     for array in arrays:
@@ -232,7 +233,8 @@ def locate_image(
     image_key
         Image in ``sdata.images``; None takes the only one that is H&E, or the finest of several copies of it.
     microns_per_pixel
-        Of the full resolution of the image, when no coordinate system ending in ``microns`` tells.
+        Of the full resolution of the image, when neither a coordinate system ending in ``microns`` tells nor shapes
+        on it, as squares of Visium HD.
 
     Raises
     ------
@@ -243,14 +245,31 @@ def locate_image(
     """
     image_key, why = choose_slide(sdata, image_key)
     arrays, how, left_out = _read(sdata, image_key)
-    microns, source = _microns_per_pixel(arrays[0], np.empty((0, 2)), microns_per_pixel, image_key)
+    given, none = microns_per_pixel, np.empty((0, 2))
+    try:
+        microns, source = _microns_per_pixel(arrays[0], none, given, image_key)
+    except ValueError:
+        if given is not None or (known := _by_shapes(sdata, image_key)) is None:
+            raise
+        microns, source = known
     system = min(systems_of(arrays[0]))
     base = affine_of(arrays[0], system)
     levels = []
     for array in arrays:
         from_base = np.linalg.inv(affine_of(array, system)) @ base
         levels.append(Level(array, from_base, microns / np.sqrt(abs(np.linalg.det(from_base[:2, :2]))), how))
-    return Geometry(image_key, tuple(levels), np.empty((0, 2)), np.empty(0), source, "", system, why, left_out)
+    return Geometry(image_key, tuple(levels), none, np.empty(0), source, "", system, why, left_out)
+
+
+def _by_shapes(sdata: SpatialData, image_key: str) -> tuple[float, str] | None:
+    """µm per pixel of an image from shapes on it that tell, and from which."""
+    for key in sdata.shapes:
+        try:
+            found = locate(sdata, key, image_key=image_key)
+        except (KeyError, ValueError):  # not on this image, or they do not tell
+            continue
+        return found.microns_per_pixel, found.microns_source
+    return None
 
 
 def _read(sdata: SpatialData, image_key: str) -> tuple[list[DataArray], Colours, str]:
@@ -268,6 +287,7 @@ def _microns_per_pixel(
     given: float | None,
     image_key: str,
     known: tuple[float, str] | None = None,
+    hint: str = "",
 ) -> tuple[float, str]:
     if given is not None:
         check_positive(given, argument="microns_per_pixel")
@@ -280,8 +300,7 @@ def _microns_per_pixel(
     if is_hexagonal(spots):
         return VISIUM_PITCH_UM / spot_spacing(spots), "Visium grid of 100 µm pitch"
     raise ValueError(
-        f"The resolution of image {image_key!r} is unknown: no coordinate system ends in 'microns' and the "
-        "spots do not "
-        "form a Visium grid. Pass microns_per_pixel=, the size in µm of one pixel at full resolution (spot pitch in µm "
-        "divided by spot pitch in pixels; legacy Spatial Transcriptomics has 200 µm)."
+        f"The resolution of image {image_key!r} is unknown: no coordinate system ends in 'microns' and the spots do "
+        "not form a Visium grid. Pass microns_per_pixel=, the size in µm of one pixel at full resolution (spot pitch "
+        f"in µm divided by spot pitch in pixels; legacy Spatial Transcriptomics has 200 µm).{hint}"
     )

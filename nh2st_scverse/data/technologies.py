@@ -19,6 +19,7 @@ from xarray import DataArray
 SQUARE = re.compile(r"square_(\d{3})um$")
 OF_XENIUM = {"cell_labels": ("cell_boundaries", "cell_circles"), "nucleus_labels": ("nucleus_boundaries",)}
 IN_MICRONS = ("cell_boundaries", "cell_circles", "nucleus_boundaries", "transcripts")
+CELLS_OF_HD = ("_cell_segmentations", "_nucleus_segmentations")
 MORPHOLOGY = ("morphology_focus", "morphology_mip")
 RELABELED = "relabeled_"  # before the name of a column of ids that spatialdata made for labels
 STAINS = re.compile(r"dapi|hoechst|atp1a1|18s|alphasma|vimentin", re.I)
@@ -42,10 +43,9 @@ def regions_of(sdata: SpatialData, table: AnnData) -> tuple[list[Region], list[s
 
 
 def _region(sdata: SpatialData, table: AnnData, name: str, instance_key: str) -> Region | None:
+    """The shapes of a region that is shapes, or labels; these may have been left out of the object."""
     if name in sdata.shapes:
         return Region(name, name, instance_key)
-    if name not in sdata.labels:
-        return None
     columns = [c for c in (instance_key.removeprefix(RELABELED), "cell_id") if c in table.obs]
     wanted = [key for key in (name.removesuffix("_labels"), *OF_XENIUM.get(name, ())) if key in sdata.shapes]
     for key in wanted:
@@ -73,6 +73,16 @@ def microns_of(sdata: SpatialData, shapes_key: str) -> tuple[float, str] | None:
     return None
 
 
+def where_microns(shapes_key: str) -> str:
+    """Where µm per pixel is stated that an object does not keep."""
+    if not shapes_key.endswith(CELLS_OF_HD):
+        return ""
+    return (
+        " Visium HD states it as microns_per_pixel in spatial/scalefactors_json.json; bins beside the cells tell it, "
+        "too: spatialdata_io.visium_hd(path, load_segmentations_only=False)."
+    )
+
+
 def _width(shapes: GeoDataFrame) -> float:
     if "radius" in shapes:
         return 2 * float(shapes["radius"].median())
@@ -94,7 +104,7 @@ def why_no_stain(key: str, image: DataArray) -> str:
     """Why an image cannot be the H&E to predict from, or nothing."""
     if key.endswith("_cytassist_image"):
         return "it is the image of the CytAssist, of low resolution and taken at an angle"
-    if key in MORPHOLOGY:
+    if key in (*MORPHOLOGY, "if_image"):  # names of spatialdata_io.xenium
         return "it is fluorescence"
     channels = image.coords["c"].values if "c" in image.coords else []
     if any(STAINS.search(str(channel)) for channel in channels):

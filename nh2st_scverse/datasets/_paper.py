@@ -50,6 +50,8 @@ SPLITS: dict[str, Split] = {
     "ZEN": Split("slide", 3, 42),
 }
 
+UNRANKED = ("INT", "ZEN")  # panels with names of clones and genes of other tissues
+
 
 @dataclass(frozen=True)
 class Paper:
@@ -63,6 +65,11 @@ class Paper:
     safe_groups: dict[str, str]  # of each section, for `safe_folds`
     safe_folds: Folds  # no patient is in training and test
     genes: tuple[str, ...] | None  # the published panel, where a file gives it
+
+    @property
+    def unranked(self) -> bool:
+        """Whether the published panel is not one of the most expressed genes, so that its scores say little."""
+        return self.genes is not None and self.name in UNRANKED
 
     @property
     def leaks(self) -> bool:
@@ -84,16 +91,16 @@ def paper(name: Name, root: str | os.PathLike[str]) -> Paper:
         ``"STNet"`` (breast cancer, He 2020), ``"Skin"`` (carcinoma, Ji 2020), ``"PCW"`` (developing heart, Asp 2019),
         ``"Mouse"`` (olfactory bulb, Ståhl 2016), ``"INT"`` (kidney and prostate), ``"ZEN"`` (colon).
     root
-        Folder of the download: of the original source (STNet), the packages of TRIPLEX (STNet, Skin: ``ST-cnts``,
-        ``ST-imgs``, ``ST-spotfiles``), STimage-1K4M (PCW, Mouse) or HEST-1k (all); what it is, is found.
+        Folder of the download: of the original source (STNet, Skin), the packages of TRIPLEX (STNet, Skin: ``ST-cnts``,
+        ``ST-imgs``, ``ST-spotfiles``), STimage-1K4M (Skin, PCW, Mouse) or HEST-1k (all); what it is, is found.
 
     Returns
     -------
     A value with ``sections`` (a mapping, read when asked for), ``groups`` and ``folds`` as published, ``safe_groups``
     and ``safe_folds`` beside them, in which no patient is in training and test, and ``genes``, the published panel
-    where a file ``genes_*.npy`` gives it. They are arguments of :func:`nh2st_scverse.tl.cross_validate`.
-    ``leaks`` tells
-    whether the published folds part sections of one patient.
+    where a file ``genes_*.npy`` gives it. They are arguments of :func:`nh2st_scverse.tl.cross_validate`. ``leaks``
+    tells whether the published folds part sections of one patient, ``unranked`` that the published panel has genes that
+    are hardly expressed: ``genes="highest_mean"`` then chooses others.
 
     What is known of patients: all of STNet, Skin, INT1 to INT24 and ZEN; of PCW the age, so whole ages are held out; of
     Mouse nothing, so that there are no safe folds.
@@ -128,8 +135,8 @@ def paper(name: Name, root: str | os.PathLike[str]) -> Paper:
     if not readers:
         raise FileNotFoundError(
             f"Expected sections of {name} in {folder}, as TRIPLEX (ST-cnts, ST-imgs, ST-spotfiles), STimage-1K4M "
-            "(ST/coord), HEST-1k (st, wsis) or the original source (patient/*.tsv.gz, *.jpg, *.spots.txt) have them, "
-            "found "
+            "(ST/coord), HEST-1k (st, wsis) or the original source (patient/*.tsv.gz, *.jpg, *.spots.txt; "
+            "*_stdata.tsv, *_spot_data-selection-*.tsv, *.jpg) have them, found "
             f"{examples(sorted(path.name for path in folder.iterdir())) if folder.is_dir() else 'no folder'}."
         )
     split = SPLITS[name]
@@ -140,12 +147,16 @@ def paper(name: Name, root: str | os.PathLike[str]) -> Paper:
     if len(people) < 2:
         logger.warning("%s: patients are not known, so there are no folds that are sure not to share one.", name)
     safe = folds if groups == patients else tuple((person,) for person in people if len(people) > 1)
-    made = Paper(name, layout, Sections(readers), groups, folds, patients, safe, _panel(folder))
+    made = Paper(name, layout, Sections(readers), groups, folds, patients, safe, _panel(folder, name))
     if made.leaks:
         logger.warning(
             "%s: the published folds hold out sections, and others of the same patient, or of one that is not known, "
             "are trained on. See safe_groups and safe_folds.",
             name,
+        )
+    if made.unranked:
+        logger.warning(
+            "%s: genes of the published panel are hardly expressed. Compare with genes='highest_mean'.", name
         )
     return made
 
@@ -182,19 +193,20 @@ def _rep(section: str) -> str:
 
 def _patient(name: str, section: str) -> str:
     """Who a section is of, as far as it is known; of the heart, the age."""
-    from nh2st_scverse.io._hest_facts import PATIENTS
+    from nh2st_scverse.io._hest_facts import PATIENTS, SKIN_SLIDES
 
     if name == "PCW":
-        number = re.fullmatch(r"SPA(\d+)", section)
-        if number:
-            i = int(number[1])
+        sample = re.fullmatch(r"SPA(\d+)", section)
+        if sample:
+            i = int(sample[1])
             return "9PCW" if i <= 35 else "6.5PCW" if i <= 44 else "4.5-5PCW"
         return re.search(r"([\d.-]+PCW)", section)[1]  # type: ignore[index]
     if name == "Mouse":
         return "unknown"
-    if section in PATIENTS:
-        return PATIENTS[section]
-    found = re.search(r"BC\d{5}" if name == "STNet" else r"P(?:10|2|5|9)(?=_)", section)
+    number = next(iter(re.findall(r"GSM\d+", section)), "")
+    if section in PATIENTS or number in SKIN_SLIDES:
+        return PATIENTS.get(section) or SKIN_SLIDES[number]
+    found = re.search(r"BC\d{5}", section)
     return found[0] if found else "unknown"
 
 
@@ -209,7 +221,7 @@ IN_HEST: dict[str, list[str]] = {
     "INT": [f"INT{i}" for i in (*range(1, 29), 35)],
     "ZEN": [f"ZEN{i}" for i in range(40, 50)],
 }
-IN_STIMAGE = {"PCW": "Human_Heart_Asp", "Mouse": "Mouse_OlfactoryBulb_Stahl"}
+IN_STIMAGE = {"Skin": "GSE144239_GSM", "PCW": "Human_Heart_Asp", "Mouse": "Mouse_OlfactoryBulb_Stahl"}
 
 
 def _hest(root: Path, name: str) -> dict[str, Read]:
@@ -239,7 +251,7 @@ def _triplex(root: Path, name: str) -> dict[str, Read]:
     wanted = r"BC\d{5}" if name == "STNet" else r"GSM\d+"
     for spots in sorted((root / "ST-spotfiles").glob("*_selection.tsv")):
         section = spots.name.removesuffix("_selection.tsv")
-        counts = next((p for p in (root / "ST-cnts").glob(f"{section}*") if p.is_file()), None)
+        counts = next((p for p in sorted((root / "ST-cnts").glob(f"{section}[_.]*")) if p.is_file()), None)
         image = next((p for p in images if p.stem.removeprefix("HE_") == section), None)
         if re.match(wanted, section) and counts is not None and image is not None:
             found[section] = lambda i=image, c=counts, s=spots, n=section: _legacy(i, c, s, n, name)  # type: ignore[misc]
@@ -247,14 +259,15 @@ def _triplex(root: Path, name: str) -> dict[str, Read]:
 
 
 def _original(root: Path, name: str) -> dict[str, Read]:
-    """``<subtype>/<patient>/<patient>_<section>.jpg``, ``.tsv.gz``, ``.spots.txt``."""
-    if name != "STNet":
-        return {}
+    """``<subtype>/<patient>/<patient>_<section>.jpg``, ``.tsv.gz``, ``.spots.txt``; of Skin the files of GEO."""
+    places = {"STNet": "*.spots.txt", "Skin": "GSM*_spot_data-selection-*.tsv*"}
     found: dict[str, Read] = {}
-    for spots in sorted(root.rglob("*.spots.txt")):
-        section = spots.name.removesuffix(".spots.txt")
-        counts, image = spots.with_name(f"{section}.tsv.gz"), spots.with_name(f"{section}.jpg")
-        if counts.is_file() and image.is_file():
+    for spots in sorted(root.rglob(places[name])) if name in places else ():
+        section = re.sub(r"\.spots\.txt$|spot_data-selection-|\.tsv(\.gz)?$", "", spots.name)
+        ends = [".tsv.gz", ".tsv"] if name == "STNet" else ["_stdata.tsv.gz", "_stdata.tsv"]
+        counts = next((p for end in ends if (p := spots.with_name(section + end)).is_file()), None)
+        image = spots.with_name(f"{section}.jpg")
+        if counts is not None and image.is_file():
             found[section] = lambda i=image, c=counts, s=spots, n=section: _legacy(i, c, s, n, name)  # type: ignore[misc]
     return found
 
@@ -275,9 +288,13 @@ def _legacy(image: Path, counts: Path, spots: Path, section: str, name: str) -> 
     )
 
 
-def _panel(root: Path) -> tuple[str, ...] | None:
+def _panel(root: Path, name: str) -> tuple[str, ...] | None:
+    """The panel in a file that is named after the data set, or in the only one."""
     files = sorted(root.glob("genes_*.npy"))
-    if not files:
+    files = [file for file in files if name.lower() in file.stem.lower()] or files
+    if len(files) != 1:
+        if files:
+            logger.warning("%s: no panel is read; which of %s is it?", name, [file.name for file in files])
         return None
     try:
         genes = np.load(files[0], allow_pickle=False)

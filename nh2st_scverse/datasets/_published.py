@@ -14,14 +14,14 @@ import pandas as pd
 from nh2st_scverse._constants import ARRAYS_UM
 from nh2st_scverse._validators import check_one_of, check_path
 from nh2st_scverse.data.pooling import pool
-from nh2st_scverse.datasets._folder import Drawn, only_section
+from nh2st_scverse.datasets._folder import Drawn, measured, only_section
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-Technology = Literal["Visium", "Spatial Transcriptomics", "Xenium"]
-WIDTHS = ARRAYS_UM | {"Xenium": (100.0, 100.0)}  # between spots, width of one
+Technology = Literal["Visium", "Spatial Transcriptomics", "Xenium", "Visium HD"]
+WIDTHS = ARRAYS_UM | {"Xenium": (100.0, 100.0), "Visium HD": (128.0, 128.0)}  # between spots, width of one
 LARGEST_LEVEL = 512  # px of the smallest level of a pyramid
 
 
@@ -43,8 +43,9 @@ def hest_folder(
     path
         The folder; samples are added to those that are there.
     technology
-        ``"Visium"``, ``"Spatial Transcriptomics"``, or ``"Xenium"``, for sections drawn with cells: their counts are
-        pooled in squares of 100 µm, and cells and transcripts are written too.
+        ``"Visium"``, ``"Spatial Transcriptomics"``; ``"Xenium"``, for sections drawn with cells: their counts are
+        pooled in squares of 100 µm, and cells and transcripts are written too; or ``"Visium HD"``, for sections drawn
+        with bins of 16 µm: they are pooled in squares of 128 µm.
     patients
         By id; the others are left blank, as most are in HEST.
     heart
@@ -81,8 +82,8 @@ def hest_folder(
         if (root / "st" / f"{name}.h5ad").exists():
             raise ValueError(f"Sample {name!r} is in {root} already: choose another id.")
         one = drawn[name]
-        table = _squares(sdata, one) if technology == "Xenium" else sdata.tables["table"]
         pitch, width = WIDTHS[technology]
+        table = sdata.tables["table"] if technology in ARRAYS_UM else _squares(sdata, one, technology, pitch)
         microns = one.microns_per_pixel
         _write_h5ad(root / "st" / f"{name}.h5ad", table, one, width, heart=heart)
         _write_pyramid(root / "wsis" / f"{name}.tif", one.pixels, microns)
@@ -270,17 +271,16 @@ def _write_outlines(root: Path, name: str, sdata: SpatialData, one: Drawn, *, tr
         molecules.to_parquet(root / "transcripts" / f"{name}_transcripts.parquet")
 
 
-def _squares(sdata: SpatialData, one: Drawn) -> AnnData:
-    """Counts of cells in squares of 100 µm, as HEST pools Xenium."""
+def _squares(sdata: SpatialData, one: Drawn, technology: str, side_um: float) -> AnnData:
+    """Counts of cells or bins in squares, as HEST pools Xenium and Visium HD."""
     import anndata as ad
 
-    if "cells" not in sdata.tables:
-        raise ValueError("Expected sections drawn with cells=True for technology='Xenium'.")
-    cells = sdata.tables["cells"]
-    row, col = (cells.obs[c].to_numpy() // 100 for c in ("y_um", "x_um"))
-    code, at = np.unique(np.c_[row, col], axis=0, return_inverse=True)
+    cells = technology == "Xenium"
+    table = measured(sdata, *(("cells", "cells=True") if cells else ("square_016um", "bins_um=16")))
+    places = table.obs[["y_um", "x_um"] if cells else ["array_row", "array_col"]].to_numpy(float)
+    code, at = np.unique((places if cells else (places + 0.5) * 16) // side_um, axis=0, return_inverse=True)
     obs = pd.DataFrame(code.astype(int), columns=["array_row", "array_col"])
     obs = obs.set_axis([f"{r}x{c}" for r, c in code.astype(int)])
-    table = ad.AnnData(pool(cells.X, at.ravel(), len(code)), obs=obs, var=cells.var[[]])
-    table.obsm["spatial"] = (code[:, ::-1] * 100 + 50) / one.microns_per_pixel
-    return table
+    pooled = ad.AnnData(pool(table.X, at.ravel(), len(code)), obs=obs, var=table.var[[]])
+    pooled.obsm["spatial"] = (code[:, ::-1] + 0.5) * side_um / one.microns_per_pixel
+    return pooled[(pooled.obsm["spatial"] < one.pixels.shape[1::-1]).all(axis=1)].copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from xarray import DataArray, DataTree
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_file
 
-SUFFIXES = (".geojson", ".json", ".gz", ".parquet", ".geoparquet")
+SUFFIXES = (".geojson", ".json", ".gz", ".zip", ".parquet", ".geoparquet")
 NO_CELLS = ("annotation", "root", "tile", "tma core")  # kinds of QuPath's objects
 
 
@@ -28,7 +29,7 @@ def cells(path: str | os.PathLike[str], *, image: DataTree | DataArray | None = 
     Parameters
     ----------
     path
-        GeoJSON (also gzipped) or GeoParquet, in pixels of the image at full resolution.
+        GeoJSON (also gzipped, or in a zip archive) or GeoParquet, in pixels of the image at full resolution.
     image
         The image that they lie on: they take its coordinate systems. None: "global" only.
 
@@ -82,12 +83,19 @@ def cells(path: str | os.PathLike[str], *, image: DataTree | DataArray | None = 
 def _from_json(file: Path) -> gpd.GeoDataFrame:
     """Features of GeoJSON: a collection, or a list of them."""
     try:
-        packed = file.read_bytes()
-        data = json.loads(gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed)
+        data = json.loads(_unpacked(file))
         features: list[dict[str, Any]] = data if isinstance(data, list) else data.get("features", [data])
         shapes = [shapely.from_geojson(json.dumps(one["geometry"])) for one in features]
         about = [one.get("properties") or {} for one in features]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, shapely.errors.ShapelyError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        zipfile.BadZipFile,
+        shapely.errors.ShapelyError,
+    ) as error:
         raise ValueError(f"{file} is no GeoJSON that can be read ({error!r}). Is it whole?") from error
     frame = gpd.GeoDataFrame(geometry=shapes)
     named = [one.get("classification") or one.get("class") for one in about]
@@ -97,6 +105,18 @@ def _from_json(file: Path) -> gpd.GeoDataFrame:
     kinds = np.array([str(one.get("objectType", one.get("object_type", ""))).lower() for one in about])
     drawn = np.isin(kinds, NO_CELLS)
     return frame[~drawn] if drawn.any() and not drawn.all() else frame
+
+
+def _unpacked(file: Path) -> bytes:
+    """The text of a file, of an archive that of the first file of GeoJSON in it."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            name = next((name for name in archive.namelist() if name.endswith("json")), None)
+            if name is None:
+                raise ValueError(f"there is no GeoJSON in it, but {archive.namelist()[:5]}")
+            return archive.read(name)
+    packed = file.read_bytes()
+    return gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed
 
 
 def _is_collected(frame: gpd.GeoDataFrame) -> bool:

@@ -21,15 +21,15 @@ from nh2st_scverse._constants import ARRAYS_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_sequence, check_path, examples
 from nh2st_scverse.io._anndata import from_anndata
-from nh2st_scverse.io._hest_facts import HEART, KNOWN, PATIENTS, SKIN
+from nh2st_scverse.io._cells import cells
+from nh2st_scverse.io._hest_facts import HEART, KNOWN, PATIENTS, SKIN, SKIN_ARRAY
 from nh2st_scverse.io._lazy import Sections
 from nh2st_scverse.io._legacy import _pixels_per_place
-from nh2st_scverse.io._section import spacing, systems_of
+from nh2st_scverse.io._section import name_genes, spacing, systems_of
 
-SKIN_PITCH = (150.0, 110.0)
 TOLERANCE = 0.05
-ENSEMBL = re.compile(r"ENS[A-Z]*G\d{11}")
 UNKNOWN = "unknown"
+OUTLINES = (".parquet", ".geojson", ".geojson.zip")  # the same cells
 
 
 def hest(folder: str | os.PathLike[str], ids: str | Iterable[str] | None = None) -> Sections:
@@ -115,7 +115,7 @@ def _sample(root: Path, name: str, table: pd.DataFrame) -> SpatialData:
     row = table.loc[name].dropna() if name in table.index else pd.Series(dtype=object)
     path = root / "metadata" / f"{name}.json"
     stated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    about = pd.Series({**row.to_dict(), **stated}, dtype=object)
+    about = pd.Series({**row.to_dict(), **pd.Series(stated, dtype=object).dropna().to_dict()}, dtype=object)
     adata = ad.read_h5ad(root / "st" / f"{name}.h5ad")
     said = [KNOWN[name]] if name in KNOWN else []
     said += _mend_names(adata, name)
@@ -123,7 +123,7 @@ def _sample(root: Path, name: str, table: pd.DataFrame) -> SpatialData:
     said += doubts
     patient = _patient(name, row)
     adata.obs["patient"] = pd.Categorical([patient] * adata.n_obs)
-    said += _name_genes(adata)
+    said += name_genes(adata)
     if patient == UNKNOWN:
         said.append("its patient is not known: other sections may be of the same one")
     for text in said:
@@ -163,7 +163,7 @@ def _scale(adata: AnnData, name: str, about: pd.Series) -> tuple[float, float, l
         technology, (0.0, float(about.get("spot_diameter") or about.get("inter_spot_dist") or 100))
     )
     if name in SKIN:
-        pitch, width = SKIN_PITCH
+        pitch, width = SKIN_ARRAY
         said.append(
             "its table has the distance and the width of spots exchanged: 150 and 110 µm are taken. Rows and columns "
             "of the array are not equally far apart, so µm per pixel is sure to about 7 % only"
@@ -206,47 +206,33 @@ def _pitch_px(adata: AnnData, xy: np.ndarray, *, square: bool) -> float:
 
 
 def _patient(name: str, row: pd.Series) -> str:
-    stated = str(row.get("patient", "")).strip()
+    stated = row.get("patient", "")
+    stated = f"{stated:g}" if isinstance(stated, float) else str(stated).strip()  # numbers beside blanks
     return PATIENTS.get(name) or stated or UNKNOWN
-
-
-def _name_genes(adata: AnnData) -> list[str]:
-    """Both kinds of names of genes, where they are there."""
-    names = adata.var_names.astype(str)
-    ids = names.str.fullmatch(ENSEMBL)
-    said = []
-    if not names.is_unique:
-        adata.var["name_original"] = names.to_numpy()
-        adata.var_names_make_unique()
-        said.append("names of genes are shared by several, and were made unique")
-    given = next((c for c in ("gene_ids", "gene_id", "ensembl_id") if c in adata.var), None)
-    adata.var["gene_id"] = np.where(ids, names, "" if given is None else adata.var[given].astype(str))
-    symbols = next((c for c in ("gene_names", "gene_symbols", "symbol", "feature_name") if c in adata.var), None)
-    adata.var["symbol"] = np.where(~ids, names, "" if symbols is None else adata.var[symbols].astype(str))
-    if ids.any() and symbols is None:
-        some = "all" if ids.all() else "some"
-        said.append(
-            f"{some} genes are named by Ensembl ids, in others by symbols: bring them to one kind to train on both"
-        )
-    return said
 
 
 def _add_outlines(sdata: SpatialData, root: Path, name: str, microns: float) -> None:
     """Outlines of tissue, nuclei and cells, and transcripts, as far as they were downloaded."""
     systems = systems_of(name, microns)
+    tissue = root / "tissue_seg" / f"{name}_contours.geojson"
+    if tissue.is_file():
+        frame = gpd.read_file(tissue).set_crs(None, allow_override=True)
+        frame = frame.loc[frame.geom_type.isin(("Polygon", "MultiPolygon")), ["geometry"]].reset_index(drop=True)
+        if len(frame):
+            sdata.shapes[f"{name}_tissue"] = ShapesModel.parse(frame, transformations=systems)
     files = {
-        f"{name}_tissue": root / "tissue_seg" / f"{name}_contours.geojson",
-        f"{name}_cells": root / "cellvit_seg" / f"{name}_cellvit_seg.parquet",
-        f"{name}_xenium_cells": root / "xenium_seg" / f"{name}_xenium_cell_seg.parquet",
-        f"{name}_xenium_nuclei": root / "xenium_seg" / f"{name}_xenium_nucleus_seg.parquet",
+        f"{name}_cells": root / "cellvit_seg" / f"{name}_cellvit_seg",
+        f"{name}_xenium_cells": root / "xenium_seg" / f"{name}_xenium_cell_seg",
+        f"{name}_xenium_nuclei": root / "xenium_seg" / f"{name}_xenium_nucleus_seg",
     }
-    for key, path in files.items():
-        if not path.is_file():
+    for key, stem in files.items():
+        found = [path for end in OUTLINES if (path := stem.with_name(stem.name + end)).is_file()]
+        if not found:
             continue
-        frame = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path)
-        frame = frame[frame.geom_type.isin(("Polygon", "MultiPolygon"))].set_crs(None, allow_override=True)
-        columns = ["geometry", *(c for c in ("class", "cell_id", "tissue_id") if c in frame)]
-        sdata.shapes[key] = ShapesModel.parse(frame[columns].reset_index(drop=True), transformations=systems)
+        try:
+            sdata.shapes[key] = cells(found[0], image=sdata.images[f"{name}_image"])
+        except ValueError as error:
+            logger.warning("%s of HEST-1k is read without %s: %s", name, found[0].name, error)
     path = root / "transcripts" / f"{name}_transcripts.parquet"
     if path.is_file():
         import dask.dataframe as dd

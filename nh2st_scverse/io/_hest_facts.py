@@ -86,3 +86,9 @@ KNOWN = {
     for i in (153, 154, 156)
 }
 """What was reported of single samples."""
+
+SKIN_SLIDES = {f"GSM{4284316 + i}": ("P2", "P5", "P9", "P10")[i // 3] for i in range(12)}
+"""Patients of the same arrays by their numbers in GEO, as STimage-1K4M and the original source call them."""
+
+SKIN_ARRAY = (150.0, 110.0)
+"""Distance between adjacent spots, and width of one, in µm."""

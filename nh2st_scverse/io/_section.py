@@ -20,6 +20,8 @@ from xarray import DataArray, Dataset, DataTree
 from nh2st_scverse._constants import MICRONS_SUFFIX
 from nh2st_scverse._logging import logger
 
+ENSEMBL = re.compile(r"ENS[A-Z]*G\d{11}(?:\.\d+)?")
+
 
 def spacing(xy: NDArray[Any]) -> float:
     """Distance between the centres of neighbouring spots, in the unit of `xy` (n, 2); NaN for fewer than two spots.
@@ -97,6 +99,27 @@ def check_inside(xy: NDArray[Any], image: da.Array, *, swap: str, scales: Sequen
             " Check that image and coordinates belong together and that x and y are not swapped, or drop these spots."
         )
     raise ValueError(message)
+
+
+def name_genes(adata: AnnData) -> list[str]:
+    """Write both kinds of names of genes to ``var``, where they are there. Returns what is doubtful about them."""
+    names = adata.var_names.astype(str)
+    ids = names.str.fullmatch(ENSEMBL)
+    said = []
+    if not names.is_unique:
+        adata.var["name_original"] = names.to_numpy()
+        adata.var_names_make_unique()
+        said.append("names of genes are shared by several, and were made unique")
+    given = next((c for c in ("gene_ids", "gene_id", "ensembl_id") if c in adata.var), None)
+    adata.var["gene_id"] = np.where(ids, names, "" if given is None else adata.var[given].astype(str))
+    symbols = next((c for c in ("gene_names", "gene_symbols", "symbol", "feature_name") if c in adata.var), None)
+    adata.var["symbol"] = np.where(~ids, names, "" if symbols is None else adata.var[symbols].astype(str))
+    if ids.any() and symbols is None:
+        some = "all" if ids.all() else "some"
+        said.append(
+            f"{some} genes are named by Ensembl ids, in others by symbols: bring them to one kind to train on both"
+        )
+    return said
 
 
 def name_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from nh2st_scverse._constants import ARRAYS_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_path, check_sizes, check_unique, examples
 from nh2st_scverse.io._anndata import from_anndata
-from nh2st_scverse.io._section import name_of, spacing
+from nh2st_scverse.io._hest_facts import SKIN_ARRAY, SKIN_SLIDES
+from nh2st_scverse.io._section import name_genes, name_of, spacing
 
 PITCH = {"ST": ARRAYS_UM["Spatial Transcriptomics"], "Visium": ARRAYS_UM["Visium"]}
 RADIUS = 0.15  # by which the stated radius may differ from that of the array
@@ -40,13 +42,14 @@ def stimage(
     microns_per_pixel
         Of the image; None takes it from the distance of the spots.
     spot_pitch, spot_diameter
-        In µm; None takes those of the technology: 200 and 100, or 100 and 55. Skin arrays of Ji et al. have 150 and
-        110.
+        In µm; None takes those of the technology: 200 and 100, or 100 and 55; of the skin arrays of Ji et al.
+        (GSM4284316 to GSM4284327) 150 and 110.
 
     Returns
     -------
     As :func:`from_anndata`. Spots are matched by name: the barcode, or their place on the array, of which the decimals
-    are rounded and a number of the experiment before it is left out. ``obs["patient"]`` is "unknown".
+    are rounded and a number of the experiment before it is left out. ``obs["patient"]`` is that of the skin arrays and
+    "unknown" elsewhere; ``var["gene_id"]`` and ``var["symbol"]`` are what is known of each gene.
 
     Raises
     ------
@@ -76,6 +79,7 @@ def stimage(
     if missing:
         raise ValueError(f"Expected the columns xaxis and yaxis in {files['coord'].name}, found {list(coord)}.")
     counts = pd.read_csv(files["gene_exp"], index_col=0)
+    genes = pd.read_csv(files["gene_exp"], header=None, nrows=1, dtype=str).iloc[0, 1:]  # pandas renames those alike
     coord.index, names = _keys(coord.index, slide), _keys(counts.index, slide)
     check_unique(coord.index, what=f"places in {files['coord'].name}", remedy="one row for each spot")
     check_unique(names, what=f"spots in {files['gene_exp'].name}", remedy="one row for each spot")
@@ -91,14 +95,17 @@ def stimage(
     places = coord.loc[names[known]]
     values = sparse.csr_matrix(counts.to_numpy(np.float32)[known])
     adata = AnnData(
-        values, obs=pd.DataFrame(index=counts.index[known].astype(str)), var=pd.DataFrame(index=counts.columns)
+        values,
+        obs=pd.DataFrame(index=counts.index[known].astype(str)),
+        var=pd.DataFrame(index=genes.astype(str).tolist()),
     )
-    if not adata.var_names.is_unique:
-        adata.var_names_make_unique()
+    for text in name_genes(adata):
+        logger.warning("%s of STimage-1K4M: %s.", slide, text)
     xy = places[["xaxis", "yaxis"]].to_numpy(float)
     adata.obsm["spatial"] = xy
-    adata.obs["patient"] = pd.Categorical(["unknown"] * adata.n_obs)
-    pitch, width = PITCH.get(kind, (None, None))
+    skin = SKIN_SLIDES.get(next(iter(re.findall(r"GSM\d+", slide)), ""))
+    adata.obs["patient"] = pd.Categorical([skin or "unknown"] * adata.n_obs)
+    pitch, width = SKIN_ARRAY if skin else PITCH.get(kind, (None, None))
     pitch, width = spot_pitch or pitch, spot_diameter or width
     if microns_per_pixel is None and pitch is None:
         raise ValueError(

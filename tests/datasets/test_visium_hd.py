@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import spatialdata as sd
 import spatialdata_io
+from scipy import sparse
 from spatialdata.transformations import get_transformation
 
 import nh2st_scverse as nh
@@ -18,6 +19,18 @@ import nh2st_scverse as nh
 def folders(fine, tmp_path_factory) -> dict[int, Path]:
     root = tmp_path_factory.mktemp("hd")
     return {v: nh.datasets.visium_hd_folder(fine, path=root / str(v), version=v) for v in (3, 4)}
+
+
+@pytest.fixture(scope="module")
+def trained(folders, tiny) -> dict[int, tuple[sd.SpatialData, nh.NH2ST]]:
+    """As it comes: of version 4 the section has not even a name."""
+    made = {}
+    for version, folder in folders.items():
+        with pytest.warns(FutureWarning, match="load_segmentations_only"):
+            sdata = spatialdata_io.visium_hd(folder)
+        nh.pp.pseudospots(sdata, table_key="square_008um")
+        made[version] = sdata, nh.tl.train(sdata, table_key="pseudospots", **tiny)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +94,45 @@ def test_circles_and_labels_of_version_3(folders):
     assert np.allclose(at, labelled["square_016um"].obsm["spatial"])  # each row at its own square, not at the next one
 
 
+def test_bins_of_2_um_and_nuclei(fine, tiny, trained, tmp_path):
+    """Most of the smallest bins have no counts; nuclei are made of those under them."""
+    drawn, rng = sd.deepcopy(fine), np.random.default_rng(0)
+    wide = fine["square_008um"]
+    wide = wide[np.flatnonzero(wide.obs["fraction_tumour"] > 0.9)[:100]]
+    finest = wide[np.repeat(np.arange(wide.n_obs), 16)].copy()
+    finest.X = sparse.csr_matrix(rng.binomial(finest.X.toarray().astype(int), 1 / 16).astype(np.float32))
+    at = np.tile(np.arange(16), wide.n_obs)
+    for name, part in {"array_row": at // 4, "array_col": at % 4}.items():
+        finest.obs[name] = finest.obs[name].to_numpy() * 4 + part
+    finest.obs_names = [str(i) for i in range(finest.n_obs)]
+    drawn.tables["square_002um"] = finest
+    folder = nh.datasets.visium_hd_folder(drawn, path=tmp_path / "hd")
+    how = {"load_segmentations_only": False, "load_nucleus_segmentations": True, "bin_size": [2, 16]}
+    sdata = spatialdata_io.visium_hd(folder, **how)
+    assert set(sdata.tables) == {"square_002um", "square_016um", "cell_segmentations", "nucleus_segmentations"}
+    model = trained[3][1]
+    for key, width in {"square_002um": 2.0, "nucleus_segmentations": 8.1}.items():  # of large nuclei, of tumour
+        (section,) = nh.data.section.locate_sections(sdata, nh._options.Elements.of(key))
+        assert section.geometry.microns_source == "squares of 2 µm"
+        assert section.diameter_um == pytest.approx(width, abs=0.1)
+    nh.tl.predict_expression(sdata, model=model, encoder=tiny["encoder"], table_key="square_002um", progress=False)
+    assert np.isfinite(sdata["square_002um"][:, model.genes].layers["nh2st"]).all()
+
+
+def test_cells_alone_do_not_tell_how_large_a_pixel_is(folders):
+    """Which spatialdata_io will read when it is not told otherwise."""
+    sdata = spatialdata_io.visium_hd(folders[4], dataset_id="S", load_segmentations_only=True)
+    with pytest.raises(ValueError, match=r"microns_per_pixel in spatial/scalefactors_json.json; bins beside the cells"):
+        nh.data.section.locate_sections(sdata)
+    (section,) = nh.data.section.locate_sections(sdata, nh._options.Elements.of(microns_per_pixel=1.0))
+    assert section.diameter_um == pytest.approx(8.4, abs=0.5)
+
+
+def test_grids_and_nuclei_ask_the_bins_how_large_a_pixel_is(four):
+    geometry = nh.data.geometry.locate_image(four)
+    assert (geometry.microns_per_pixel, geometry.microns_source) == (1.0, "squares of 8 µm")
+
+
 def test_labels_without_shapes_say_how_to_get_some(folders):
     how = {"load_segmentations_only": False, "bin_size": 16, "annotate_table_by_labels": True}
     sdata = spatialdata_io.visium_hd(folders[3], **how)
@@ -109,11 +161,9 @@ def test_without_the_full_image_it_says_so(fine, tmp_path):
 
 
 @pytest.mark.parametrize("version", [3, 4])
-def test_trained_on_spots_predicted_at_bins_and_cells(folders, version, tiny, caplog):
-    how = {"dataset_id": "S"} if version == 4 else {}
-    sdata = spatialdata_io.visium_hd(folders[version], load_segmentations_only=False, **how)
-    nh.pp.pseudospots(sdata, table_key="square_008um")
-    model = nh.tl.train(sdata, table_key="pseudospots", **tiny)
+def test_trained_on_spots_predicted_at_bins_and_cells(trained, version, tiny, caplog):
+    sdata, model = trained[version]
+    found(sdata, table_key="square_016um")
     assert model.card.spot_um == pytest.approx(55) and model.patch_um == pytest.approx(75, rel=0.01)
     keys = ["square_016um"] + ["cell_segmentations"] * (version == 4)
     for key in keys:

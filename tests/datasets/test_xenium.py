@@ -9,10 +9,12 @@ import pytest
 import spatialdata as sd
 import spatialdata_io
 from spatialdata.models import Image2DModel
+from spatialdata.transformations import Affine, set_transformation
 
 import nh2st_scverse as nh
 
 PIXEL_UM = 0.85
+ALIGNMENT = "he_imagealignment.csv"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,28 @@ def test_cells_lie_on_their_nuclei_however_the_image_was_turned(fine, turns, tmp
     assert image[y, x].mean() < image.mean() - 40  # nuclei are dark
 
 
+def test_any_affine_alignment(read):
+    """Turned by 17°, mirrored, wider than high: cells are where the alignment says."""
+    turn = np.radians(17)
+    matrix = np.array([[np.cos(turn), -np.sin(turn), 140], [np.sin(turn), np.cos(turn), 530], [0, 0, 1]])
+    matrix = matrix @ np.diag([1.02 / PIXEL_UM, -0.99 / PIXEL_UM, 1])
+    set_transformation(read["he_image"], Affine(matrix, ("x", "y"), ("x", "y")), "global")
+    (section,) = nh.data.section.locate_sections(read)
+    back = np.c_[section.geometry.pixels(), np.ones(section.n_spots)] @ matrix.T
+    assert np.allclose(back[:, :2] * PIXEL_UM, read["table"].obsm["spatial"])
+    assert section.geometry.microns_per_pixel == pytest.approx(np.sqrt(1.02 * 0.99))
+
+
+def test_an_image_aligned_by_hand(folder):
+    sdata = spatialdata_io.xenium(folder, aligned_images=False, transcripts=False, nucleus_labels=False)
+    he = spatialdata_io.xenium_aligned_image(*(folder / f"section_{end}" for end in ("he_image.ome.tif", ALIGNMENT)))
+    sdata.images["stained"] = he
+    lines = nh.pp.check(sdata)
+    assert not (lines["status"] == "error").any() and "alignment" not in set(lines["check"])
+    assert nh.data.geometry.locate(sdata, "cell_boundaries").image_key == "stained"
+    assert nh.data.geometry.locate_image(sdata).microns_per_pixel == pytest.approx(1)  # cells tell
+
+
 def test_all_that_is_needed_is_found(read):
     lines = nh.pp.check(read)
     assert not (lines["status"] == "error").any()
@@ -83,6 +107,11 @@ def test_fluorescence_is_no_stain(fine, read, tmp_path):
     glow = np.zeros((4, 2000, 2000), np.uint16)
     read.images["more"] = Image2DModel.parse(glow, dims=("c", "y", "x"), c_coords=names)
     assert nh.data.geometry.locate(read, "cell_boundaries").image_key == "he_image"
+    read.images |= dict.fromkeys(("morphology_mip", "if_image"), read["morphology_focus"])
+    assert nh.data.geometry.locate(read, "cell_boundaries").image_key == "he_image"
+    del read.images["he_image"]
+    with pytest.raises(KeyError, match=r"if_image \(it is fluorescence\)"):
+        nh.data.geometry.locate(read, "cell_boundaries")
     folder = nh.datasets.xenium_folder(fine, path=tmp_path / "x", pixel_um=PIXEL_UM, he_image=False)
     sdata = spatialdata_io.xenium(folder, transcripts=False)
     (line,) = nh.pp.check(sdata).query("status == 'error'").to_dict("records")
@@ -105,6 +134,23 @@ def test_nuclei_are_not_taken_for_cells(read):
     """Numbers of nuclei and of cells are alike: the table of cells must be matched by the ids of cells."""
     (section,) = nh.data.section.locate_sections(read)
     assert section.shapes_key == "cell_boundaries" and section.geometry.instances[0] == "aaaaaaab-1"
+
+
+def test_labels_may_be_left_out(fine, read):
+    """``cells_labels=False`` leaves a table of labels that are not there."""
+    del read.labels["cell_labels"]
+    (section,) = nh.data.section.locate_sections(read)
+    assert section.shapes_key == "cell_boundaries" and section.n_spots == fine["cells"].n_obs
+    del read.shapes["cell_boundaries"]
+    with pytest.raises(KeyError, match="annotates 'cell_labels', which is not among the shapes"):
+        nh.data.section.locate_sections(read)
+
+
+def test_predicted_as_it_comes(read, tiny):
+    nh.tl.predict_expression(read, **tiny)
+    table = read["table"]
+    values = table.layers["nh2st"][:, table.var["nh2st"].to_numpy()]
+    assert values.shape == (table.n_obs, 10) and np.isfinite(values).all()
 
 
 def test_needs_cells(tmp_path):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import zipfile
 from pathlib import Path
 
 import anndata as ad
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import spatialdata_io
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.section import locate_sections
-from nh2st_scverse.io._hest_facts import PATIENTS
+from nh2st_scverse.io._hest_facts import KNOWN, PATIENTS
 
 
-def legacy(seed: int = 0, n: int = 8) -> nh.io._section.SpatialData:
+def jittered(seed: int = 0, n: int = 8) -> nh.io._section.SpatialData:
     """A section of a legacy array: 200 µm, 2 µm per pixel."""
     rng = np.random.default_rng(seed)
     row, col = (part.ravel() for part in np.mgrid[2 : 2 + n, 3 : 3 + n])
@@ -60,7 +64,7 @@ def test_visium_is_read_as_it_was_written(fine, spots, tmp_path, caplog):
     assert not (nh.pp.check(sdata)["status"] == "error").any()
 
 
-def test_trained_on_and_predicted(fine, tiny, tmp_path):
+def test_patients_are_held_out_together_and_cells_predicted(fine, tiny, tmp_path):
     other = nh.datasets.synthetic(width_um=700, n_genes=20, seed=2)
     folder = nh.datasets.hest_folder({"ZEN36": fine, "ZEN40": fine, "ZEN37": other}, path=tmp_path)
     samples = nh.io.hest(folder, ["ZEN36", "ZEN37"])
@@ -89,7 +93,7 @@ def test_xenium_has_cells_and_transcripts(fine, tmp_path):
 
 
 def test_legacy_arrays(tmp_path):
-    folder = nh.datasets.hest_folder({"SPA119": legacy()}, path=tmp_path, technology="Spatial Transcriptomics")
+    folder = nh.datasets.hest_folder({"SPA119": jittered()}, path=tmp_path, technology="Spatial Transcriptomics")
     (section,) = locate_sections(nh.io.hest(folder)["SPA119"])
     assert section.geometry.microns_per_pixel == pytest.approx(2, rel=0.01)
     assert section.diameter_um == pytest.approx(100, rel=0.01)
@@ -97,7 +101,7 @@ def test_legacy_arrays(tmp_path):
 
 def test_heart_sections_have_unique_names_and_the_right_scale(tmp_path, caplog):
     how = {"technology": "Spatial Transcriptomics", "heart": True}
-    folder = nh.datasets.hest_folder({"SPA40": legacy()}, path=tmp_path, **how)
+    folder = nh.datasets.hest_folder({"SPA40": jittered()}, path=tmp_path, **how)
     edit(folder, "SPA40", pixel_size_um_estimated=1.6, pixel_size_um_embedded=None)  # a lower bound
     with caplog.at_level(logging.WARNING, "nh2st_scverse"):
         sdata = nh.io.hest(folder)["SPA40"]
@@ -109,7 +113,7 @@ def test_heart_sections_have_unique_names_and_the_right_scale(tmp_path, caplog):
 
 
 def test_skin_arrays_have_their_numbers_exchanged_back(tmp_path, caplog):
-    folder = nh.datasets.hest_folder({"NCBI770": legacy()}, path=tmp_path, technology="Spatial Transcriptomics")
+    folder = nh.datasets.hest_folder({"NCBI770": jittered()}, path=tmp_path, technology="Spatial Transcriptomics")
     edit(folder, "NCBI770", inter_spot_dist=110.0, spot_diameter=150.0)
     with caplog.at_level(logging.WARNING, "nh2st_scverse"):
         (section,) = locate_sections(nh.io.hest(folder)["NCBI770"])
@@ -128,17 +132,37 @@ def test_contradictory_scales_are_named(spots, tmp_path, caplog, name, stated):
     assert f"{stated:.4g} in its table" in caplog.text and "HEST issue 106" in caplog.text
 
 
-def test_patients_are_repaired_or_unknown(spots, tmp_path, caplog):
-    known = {"SPA51": "BC23803", "SPA112": "BC23901", "SPA113": "BC23450", "SPA118": "BC23287", "INT1": "Patient 24"}
-    known |= {"INT24": "Patient 1", "ZEN48": "P1", "ZEN36": "P7", "NCBI759": "P10", "SPA154": "A", "SPA119": "H"}
-    assert {name: PATIENTS[name] for name in known} == known
-    assert [PATIENTS[f"TENX{i}"] for i in (147, 148, 149)] == ["Patient 5", "Patient 2", "Patient 1"]
-    assert sum(name.startswith("SPA") and 51 <= int(name[3:]) <= 118 for name in PATIENTS) == 68
-    folder = nh.datasets.hest_folder({"MEND1": spots, "TENX128": spots}, path=tmp_path)
+STNET = """BC23803 51-53, BC23377 54-56, BC23288 57-59, BC23209 60-62, BC23895 63-65, BC23508 66-68, BC23506 69-71,
+BC23277 72-74, BC23270 75-77, BC24223 78-80, BC23272 81-83, BC23269 84-86, BC23268 87-89, BC24105 90-92, BC24044 93-95,
+BC23903 96-98, BC23810 99-101, BC23567 102-104, BC24220 105-107, BC23944 108-110, BC23901 111-112, BC23450 113-115,
+BC23287 116-118"""
+HER2 = "A 149-154, B 143-148, C 137-142, D 131-136, E 128-130, F 125-127, G 122-124, H 119-121"
+SKIN = "P10 759-761, P9 762-764, P5 765-767, P2 768-770"
+ZEN = "P7 36-36, P7 40-40, P6 37-37, P6 41-41, P5 38-38, P5 42-42, P4 39-39, P4 43-43, P3 44-45, P2 46-47, P1 48-49"
+TENX = "Patient~5 147-147, Patient~2 148-148, Patient~1 149-149"
+
+
+def test_patients_are_those_that_are_known():
+    known = {f"INT{k}": f"Patient {25 - k}" for k in range(1, 25)}
+    for prefix, text in {"SPA": f"{STNET}, {HER2}", "NCBI": SKIN, "ZEN": ZEN, "TENX": TENX}.items():
+        for patient, numbers in re.findall(r"([\w~]+) ([\d-]+)", text):
+            first, last = map(int, numbers.split("-"))
+            known |= {f"{prefix}{i}": patient.replace("~", " ") for i in range(first, last + 1)}
+    assert known == PATIENTS
+
+
+def test_patients_of_the_table_or_unknown(spots, tmp_path, caplog):
+    folder = nh.datasets.hest_folder(dict.fromkeys(("MEND1", "MEND2", "MEND3"), spots), path=tmp_path)
+    csv = folder / "HEST_v1_1_0.csv"
+    old = pd.read_csv(csv)
+    old.assign(patient=["9", "9", "9"]).to_csv(csv, index=False)
+    newer = {"patient": [7, None, None], "license": ["CC BY 4.0", None, None]}  # which pandas reads as 7.0
+    old.assign(**newer).to_csv(folder / "HEST_v1_3_0.csv", index=False)
     with caplog.at_level(logging.WARNING, "nh2st_scverse"):
-        found = [set(sdata["table"].obs["patient"]) for sdata in nh.io.hest(folder).values()]
-    assert found == [{"unknown"}] * 2
-    assert "its patient is not known" in caplog.text and "the same tissue as TENX155" in caplog.text
+        samples = nh.io.hest(folder, ["MEND1", "MEND2"])
+        found = [set(sdata["table"].obs["patient"]) for sdata in samples.values()]
+    assert found == [{"7"}, {"unknown"}] and caplog.text.count("its patient is not known") == 1
+    assert samples["MEND1"].attrs["hest"]["license"] == "CC BY 4.0"
 
 
 def test_names_of_genes_of_both_kinds(spots, tmp_path, caplog):
@@ -159,11 +183,108 @@ def test_names_of_genes_of_both_kinds(spots, tmp_path, caplog):
     assert set(samples["A1"]["table"].var["symbol"]) == {""}
 
 
+def test_genes_that_a_sample_lacks(fine, legacy, tiny, tmp_path):
+    """HEST leaves out what is not expressed in a sample; ids do not meet symbols."""
+    other = nh.datasets.synthetic(width_um=700, n_genes=20, seed=2)
+    folder = nh.datasets.hest_folder({"A1": fine, "A2": other, "A3": other}, path=tmp_path)
+    for name, genes in {"A1": slice(4, None), "A2": slice(16), "A3": slice(None)}.items():
+        adata = ad.read_h5ad(folder / "st" / f"{name}.h5ad")[:, genes].copy()
+        if name == "A3":
+            adata.var_names = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
+        adata.write_h5ad(folder / "st" / f"{name}.h5ad")
+    model = nh.tl.train(nh.io.hest(folder, ["A1", "A2"]), **tiny)
+    assert set(model.genes) <= set(fine["table"].var_names[4:16])
+    with pytest.raises(ValueError, match="gene"):
+        nh.tl.train(nh.io.hest(folder, ["A1", "A3"]), **tiny)
+
+
+FAULTS = {
+    "NCBI784": "do not fit its picture",
+    "TENX122": "its pseudo-spots are not of 100 µm",
+    "TENX155": "the same tissue as TENX128",
+    "TENX128": "the same tissue as TENX155",
+    "TENX158": "off by ten",
+    "TENX99": "contradict each other",
+} | dict.fromkeys(("TENX153", "TENX154", "TENX156"), "TENX153 to TENX156 are all called Patient 1")
+
+
 def test_reported_faults_are_named(spots, tmp_path, caplog):
-    folder = nh.datasets.hest_folder({"NCBI784": spots, "TENX153": spots}, path=tmp_path)
+    folder = nh.datasets.hest_folder({"NCBI784": spots}, path=tmp_path)
     with caplog.at_level(logging.WARNING, "nh2st_scverse"):
         dict(nh.io.hest(folder))
-    assert "do not fit its picture" in caplog.text and "TENX153 to TENX156 are all called Patient 1" in caplog.text
+    assert "NCBI784 of HEST-1k: its spots do not fit its picture" in caplog.text
+    assert set(KNOWN) == set(FAULTS) and all(text in KNOWN[name] for name, text in FAULTS.items())
+
+
+def test_pseudospots_of_another_size(fine, tmp_path, caplog):
+    """As those of NCBI784: µm per pixel was wrong when they were laid."""
+    folder = nh.datasets.hest_folder({"X1": fine}, path=tmp_path, technology="Xenium")
+    edit(folder, "X1", pixel_size_um_estimated=0.58, spot_diameter=None, inter_spot_dist=float("nan"))
+    with caplog.at_level(logging.WARNING, "nh2st_scverse"):
+        (section,) = locate_sections(nh.io.hest(folder)["X1"])
+    assert "pseudo-spots of 100 µm are 58.0 µm apart at 0.58 µm per pixel" in caplog.text
+    assert section.diameter_um == pytest.approx(58)
+
+
+def test_cells_in_an_archive_and_files_of_earlier_versions(fine, tmp_path, caplog):
+    folder = nh.datasets.hest_folder({"A1": fine}, path=tmp_path)
+    stored = folder / "cellvit_seg" / "A1_cellvit_seg.parquet"
+    nuclei = gpd.read_parquet(stored)
+    stored.unlink()
+    of_class = [
+        {
+            "type": "Feature",
+            "geometry": json.loads(shapely.to_geojson(shapely.MultiPolygon(list(part.geometry)))),
+            "properties": {"objectType": "annotation", "classification": {"name": name}},
+        }
+        for name, part in nuclei.groupby("class")
+    ]
+    with zipfile.ZipFile(folder / "cellvit_seg" / "A1_cellvit_seg.geojson.zip", "w") as archive:
+        archive.writestr("A1_cellvit_seg.geojson", json.dumps(of_class))
+    (folder / "tissue_seg" / "A1_contours.geojson").unlink()
+    for name in ("tissue_seg/A1_mask.jpg", "tissue_seg/A1_mask.pkl", "patches/A1.h5", "thumbnails/A1.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    sdata = nh.io.hest(folder)["A1"]
+    assert sdata["A1_cells"]["class"].value_counts().to_dict() == nuclei["class"].value_counts().to_dict()
+    assert set(sdata.shapes) == {"A1_spots", "A1_cells"}
+    assert {"downscaled_fullres"} == set(sdata["table"].uns["spatial"]["ST"]["images"])  # img_key= of scanpy
+    nuclei.iloc[:0].to_parquet(stored)  # none were found
+    with caplog.at_level(logging.WARNING, "nh2st_scverse"):
+        assert set(nh.io.hest(folder)["A1"].shapes) == {"A1_spots"}
+    assert "is read without A1_cellvit_seg.parquet" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "technology"),
+    [
+        ("ZEN36 ZEN37", "Visium"),
+        ("TENX95 TENX96", "Xenium"),
+        ("TENX157 TENX159", "Visium HD"),
+        ("SPA119 SPA122", "Spatial Transcriptomics"),
+        ("SPA30 SPA40", "heart"),
+        ("NCBI759 NCBI770", "skin"),
+    ],
+    ids=["Visium", "Xenium", "HD", "ST", "heart", "skin"],
+)
+def test_checked_trained_on_and_predicted_as_they_come(names, technology, fine, legacy, tiny, tmp_path):
+    heart, skin = technology == "heart", technology == "skin"
+    fine_ones = [fine, nh.datasets.synthetic(width_um=700, n_genes=20, bins_um=16, cells=True, seed=2)]
+    drawn = legacy if technology in ("Spatial Transcriptomics", "heart", "skin") else fine_ones
+    how = {"technology": "Spatial Transcriptomics" if heart or skin else technology, "heart": heart}
+    folder = nh.datasets.hest_folder(dict(zip(names.split(), drawn, strict=True)), path=tmp_path, **how)
+    samples = nh.io.hest(folder)
+    first = next(iter(samples.values()))
+    lines = nh.pp.check(first)
+    assert not (lines["status"] == "error").any(), lines
+    model = nh.tl.train(samples, **tiny)
+    nh.tl.predict_expression(first, model=model, encoder=tiny["encoder"], progress=False)
+    values = first["table"][:, model.genes].layers["nh2st"]
+    assert np.isfinite(values).all() and (values.std(axis=0) > 0).all()
+    wide = {"Visium": 55, "Visium HD": 128, "skin": 110}.get(technology, 100)
+    assert locate_sections(first)[0].diameter_um == pytest.approx(
+        wide, rel=0.01
+    ) and model.card.spot_um == pytest.approx(wide, rel=0.01)
 
 
 def test_without_tables_of_hest(spots, tmp_path):

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.section import locate_sections
@@ -43,6 +44,44 @@ def test_a_radius_of_another_array_is_questioned(fine, tmp_path, caplog):
     assert "is it another array?" in caplog.text
     sdata = nh.io.stimage(folder, "Skin", spot_pitch=110, spot_diameter=100)
     assert locate_sections(sdata)[0].geometry.microns_per_pixel == pytest.approx(1.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_images_are_what_they_are_whatever_their_ending(fine, kind, tmp_path):
+    folder = nh.datasets.stimage_folder({"S": fine}, path=tmp_path)
+    pixels = fine["section_0_image"]["scale0"]["image"].transpose("y", "x", "c").values
+    Image.fromarray(pixels).save(folder / "Visium" / "image" / "S.png", format=kind)
+    read = nh.io.stimage(folder, "S")["S_image"]["scale0"]["image"].transpose("y", "x", "c").values
+    assert np.abs(read.astype(int) - pixels).mean() < (5 if kind == "JPEG" else 1e-9)
+
+
+def test_skin_arrays_are_known_by_their_number(legacy, tmp_path, caplog):
+    """Their first files gave the radius of an array of 200 µm, so that nothing in them contradicts it."""
+    slide = "GSE144239_GSM4284316"
+    folder = nh.datasets.stimage_folder({slide: legacy[0]}, path=tmp_path, technology="ST")
+    with caplog.at_level(logging.WARNING, "nh2st_scverse"):
+        sdata = nh.io.stimage(folder, slide)
+    (section,) = locate_sections(sdata)
+    assert section.spacing_um == pytest.approx(150) and section.diameter_um == pytest.approx(110)
+    assert set(sdata["table"].obs["patient"]) == {"P2"}
+    assert "expected 110: is it another array?" in caplog.text
+    sdata = nh.io.stimage(folder, slide, spot_pitch=200, spot_diameter=100)
+    assert locate_sections(sdata)[0].spacing_um == pytest.approx(200)
+
+
+def test_names_of_genes(fine, tmp_path, caplog):
+    """Symbols or ids by study; a symbol that several have."""
+    folder = nh.datasets.stimage_folder({"S": fine}, path=tmp_path)
+    file = folder / "Visium" / "gene_exp" / "S_count.csv"
+    header, *rest = file.read_text().splitlines()
+    names = header.split(",")
+    names[1:4] = ["ENSG00000139618", "TWIN", "TWIN"]
+    file.write_text("\n".join([",".join(names), *rest]))
+    with caplog.at_level(logging.WARNING, "nh2st_scverse"):
+        var = nh.io.stimage(folder, "S")["table"].var
+    assert list(var.index[:3]) == ["ENSG00000139618", "TWIN", "TWIN-1"]
+    assert list(var["gene_id"][:2]) == ["ENSG00000139618", ""] and list(var["symbol"][:3]) == ["", "TWIN", "TWIN"]
+    assert "shared by several" in caplog.text and "some genes are named by Ensembl ids" in caplog.text
 
 
 def test_bins_of_unknown_side_are_asked_for(fine, tmp_path):
