@@ -1,4 +1,4 @@
-"""Nuclei from haematoxylin: colour deconvolution, a local threshold, and a watershed of the distance to the rim."""
+"""Nuclei from haematoxylin: colour deconvolution, a local threshold, a watershed of distance to the rim and stain."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from skimage.color import rgb2hed
 from skimage.feature import peak_local_max
 from skimage.filters import threshold_otsu
 from skimage.measure import find_contours
-from skimage.morphology import remove_small_objects
+from skimage.morphology import remove_small_holes, remove_small_objects
 from skimage.segmentation import watershed
 
 from nh2st_scverse.data.geometry import Level
 
 BLUR_UM = 0.5  # smooths chromatin, and the noise of the camera
-AROUND_UM = 25.0  # a nucleus is darker than what is this near
-ABOVE = 0.25  # of the contrast of the slide, by which it is
+AROUND_UM = 8.0  # a nucleus is darker than what is this near: the width of a Gaussian
+ABOVE = 0.1  # of the contrast of the slide, by which it is
+PALEST, DARKEST = (
+    -0.25,
+    0.5,
+)  # of the contrast: from where on, beside the threshold of the slide, to where it is asked for
+HOLE_UM2 = 20.0  # in a nucleus; a ring of nuclei round a lumen has larger ones
 APART_UM = 2.4  # centres of two nuclei, at least
 SHALLOW_UM = 0.3  # blur of the distance to the rim: rough outlines have several peaks
+BODY_UM = 1.0  # blur of the stain: where nuclei touch, each is darkest in its middle
 LEAST_UM2, MOST_UM2 = 9.0, 500.0
-RIM_UM = 25.0  # round a tile, so that no nucleus is cut
+RIM_UM = 4 * AROUND_UM  # round a tile, so that no nucleus is cut
 GLASS = 5.0  # of 255: pixels that vary less show no tissue
 SAMPLES = 5  # windows along each side of the slide that its contrast is measured in
 
@@ -49,11 +55,13 @@ def contrast(level: Level) -> tuple[float, float]:
 
 def nuclei_in(stain: np.ndarray, microns: float, threshold: float, apart: float) -> np.ndarray:
     """Labels (h, w) of the nuclei in a map of haematoxylin; 0 is none."""
-    around = ndimage.uniform_filter(stain, round(AROUND_UM / microns))
-    dark = stain > np.maximum(threshold - ABOVE * apart, np.minimum(around + ABOVE * apart, threshold))
-    dark = ndimage.binary_fill_holes(ndimage.binary_opening(dark, iterations=max(1, round(0.5 / microns))))
+    around = ndimage.gaussian_filter(stain, AROUND_UM / microns)
+    dark = stain > np.clip(around + ABOVE * apart, threshold + PALEST * apart, threshold + DARKEST * apart)
+    dark = ndimage.binary_opening(dark, iterations=max(1, round(0.5 / microns)))
+    dark = remove_small_holes(dark, max_size=max(1, int(HOLE_UM2 / microns**2)))
     dark = remove_small_objects(dark, max_size=max(1, int(LEAST_UM2 / microns**2)))
     inside = ndimage.gaussian_filter(ndimage.distance_transform_edt(dark).astype(np.float32), SHALLOW_UM / microns)
+    inside = inside * microns + ndimage.gaussian_filter(stain, BODY_UM / microns) / apart  # µm, and contrasts
     peaks = peak_local_max(
         inside, min_distance=max(1, round(APART_UM / microns)), labels=dark.astype(int), exclude_border=False
     )

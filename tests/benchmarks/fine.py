@@ -1,6 +1,7 @@
 """Trained on spots of 55 µm, predicted at bins of 8 µm and at cells: is that more than the spot that is nearest?
 
-    python tests/benchmarks/fine.py                    # about half an hour on two cores
+    python tests/benchmarks/fine.py                    # about three quarters of an hour on one core
+    python tests/benchmarks/fine.py --predicted 800    # a quarter: most of the time goes into the bins
     python tests/benchmarks/fine.py --width 900 --set max_epochs=20
 
 On drawn tissue the expected expression of every bin and cell is known. Two sections are trained on, a third is
@@ -88,13 +89,15 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=float, default=1600.0)
+    parser.add_argument("--width", type=float, default=1600.0, help="of the drawn sections, in µm")
+    parser.add_argument("--predicted", type=float, help="width of the section that is predicted; default: --width")
     parser.add_argument("--genes", type=int, default=100)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="arguments of train, as JSON")
     given = parser.parse_args(arguments)
     settings = {key: json.loads(value) for key, _, value in (one.partition("=") for one in given.set)}
     warnings.filterwarnings("ignore", category=UserWarning)
-    sections = [draw(given.width, given.genes, seed) for seed in (11, 12, 13)]
+    widths = {11: given.width, 12: given.width, 13: given.predicted or given.width}
+    sections = [draw(width, given.genes, seed) for seed, width in widths.items()]
     print(compare(dict(zip("ab", sections[:2], strict=True)), sections[2], **settings).round(3).to_string())
 
 

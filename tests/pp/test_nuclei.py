@@ -42,6 +42,31 @@ def test_most_nuclei_are_found_where_they_are(fine, slide):
     }
 
 
+def crowded() -> tuple[np.ndarray, np.ndarray]:
+    """At half a µm per pixel, a nest whose nuclei touch on dark ground, a gland round a lumen, few elsewhere."""
+    row, col = np.mgrid[:9, :9]
+    nest = np.c_[(25 + 7.5 * col + 3.7 * (row % 2)).ravel(), (30 + 6.8 * row).ravel()]
+    angle = np.arange(24) / 24 * 2 * np.pi
+    gland = np.c_[150 + 26 * np.cos(angle), 50 + 26 * np.sin(angle)]
+    alone = np.array([(x, y) for x in range(20, 200, 30) for y in (130, 160, 185)], dtype=float)
+    truth = np.concatenate([nest, gland, alone])
+    y, x = (np.mgrid[:400, :400] + 0.5) / 2
+    away = cKDTree(truth).query(np.c_[x.ravel(), y.ravel()])[0].reshape(x.shape)
+    image = np.full((400, 400, 3), (232, 190, 215), np.float32)
+    image[(abs(x - 57) < 40) & (abs(y - 57) < 36)] = (135, 105, 175)
+    image[np.hypot(x - 150, y - 50) < 16] = (240, 235, 240)
+    shade = np.clip((3.6 - away) / 0.8, 0, 1)[..., None]
+    image = image * (1 - shade) + np.array((70, 50, 130)) * shade
+    return truth, (image + np.random.default_rng(0).normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+def test_nuclei_that_touch_and_glands():
+    truth, image = crowded()
+    slide = sd.SpatialData(images={"he": Image2DModel.parse(image, dims=("y", "x", "c"))})
+    nh.pp.nuclei(slide, microns_per_pixel=0.5)
+    assert f1(truth, slide["nuclei"].centroid.get_coordinates().to_numpy() / 2) >= 0.9
+
+
 def test_tiles_make_no_difference(slide):
     nh.pp.nuclei(slide, tile_um=190)
     nh.pp.nuclei(slide, tile_um=5000, key_added="at_once")
@@ -51,11 +76,13 @@ def test_tiles_make_no_difference(slide):
 
 def test_predictions_at_nuclei(slide, tiny):
     nh.pp.nuclei(slide)
-    model = nh.tl.train(slide, **tiny)
+    model = nh.tl.train({"a": slide, "b": nh.datasets.synthetic(width_um=700, n_genes=20, seed=2)}, **tiny)
     how = {"encoder": tiny["encoder"], "progress": False}
-    nh.tl.predict_expression(slide, model=model, shapes_key="nuclei", table_added="cells", **how)
+    how |= {"table_added": "cells", "uncertainty": True}
+    nh.tl.predict_expression(slide, model=model, shapes_key="nuclei", **how)
     table = slide["cells"]
     assert table.n_obs == len(slide["nuclei"]) and table.uns["spatialdata_attrs"]["region"] in ("nuclei", ["nuclei"])
+    assert (table.layers["nh2st_std"] > 0).all()
     assert "nh2st_novelty" in table.obs and np.isfinite(table.X).all() and (table.X.std(axis=0) > 0).all()
 
 
