@@ -45,7 +45,7 @@ function mindKeys(panel, model) {
       event.preventDefault();
       model.send({ step });
     } else if (event.key === "Enter" && search) model.send({ take: field.value });
-    else if (event.key === "Escape") model.send({ forget: true });
+    else if (event.key === "Escape" && !field) model.send({ forget: true });
   };
   const keep = (event) => event.stopPropagation();
   panel.tabIndex = -1; // a click anywhere in it takes the keys there

@@ -319,9 +319,7 @@ class Shown:
         return [
             str(name)
             for name, values in obs.items()
-            if name != spots
-            and values.notna().any()
-            and (_is_number(values) or values.iloc[self.rows].nunique() <= MOST_LABELS)
+            if name != spots and values.notna().any() and (_is_number(values) or values.nunique() <= MOST_LABELS)
         ]
 
     def column(self, section: str, name: str) -> Map:
