@@ -12,6 +12,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from spatialdata import SpatialData
 
@@ -126,13 +127,12 @@ def expression(
     table = sdata.tables[table_key]
     prediction = read(table, key)
     panel = choose_genes(table, prediction, key, genes)
-    predicted, unit = prediction.of(panel), prediction.unit  # (n_spots, G)
-    columns: list[tuple[str, np.ndarray, str]] = [("predicted", predicted, unit)]
+    unit = prediction.unit
+    columns: list[tuple[str, np.ndarray, str]] = [("predicted", prediction.of(panel), unit)]  # (n_spots, G)
     if key in table.layers:
         beside = measure(table, layer, table.var_names.get_indexer(panel), unit)
-        measured = beside.values()
         same_unit = beside.unit == unit  # others cannot share the scale
-        columns.insert(0, ("measured", measured, beside.unit))
+        columns.insert(0, ("measured", beside.values(), beside.unit))
         shared = shared and same_unit
     if difference and not (len(columns) == 2 and same_unit):
         raise ValueError(
@@ -147,13 +147,49 @@ def expression(
         image_key=image_key,
         microns_per_pixel=microns_per_pixel,
     )
+    titles = {gene: score_text(prediction, gene) for gene in panel}
+    fig, axes = draw_maps(
+        drawn,
+        titles,
+        columns,
+        shared=shared,
+        difference=difference,
+        vmin=vmin,
+        vmax=vmax,
+        cmap=cmap,
+        size=size,
+        figsize=figsize,
+        dpi=dpi,
+    )
+    finish(fig, save, dpi)
+    return axes if return_ax else None
+
+
+def draw_maps(
+    drawn: Sequence[Picture],
+    titles: Mapping[str, str],
+    columns: Sequence[tuple[str, np.ndarray, str]],
+    *,
+    shared: bool,
+    difference: bool,
+    vmin: float | None,
+    vmax: float | None,
+    cmap: str | Colormap,
+    size: float,
+    figsize: tuple[float, float] | None,
+    dpi: float | None,
+) -> tuple[Figure, np.ndarray]:
+    """A row for each gene or set and section: H&E, then the columns, each a title, values (n_spots, G) and a unit.
+
+    `titles` are those of the genes and what is said of each in the last column.
+    """
     colours = colour_map(cmap, NOT_KNOWN)
     signed = mpl.colormaps["RdBu_r"].with_extremes(bad=NOT_KNOWN)
     bars = 0.8 * ((1 if shared else len(columns)) + difference)
     n_columns = 1 + len(columns) + difference
-    fig, axes = gene_panels(drawn, len(panel), n_columns, extra=bars, figsize=figsize, dpi=dpi)
+    fig, axes = gene_panels(drawn, len(titles), n_columns, extra=bars, figsize=figsize, dpi=dpi)
     rows = iter(axes)
-    for g, gene in enumerate(panel):
+    for g, (name, score) in enumerate(titles.items()):
         values = [array[np.concatenate([p.rows for p in drawn]), g] for _, array, _ in columns]
         limits = (
             [colour_limits(values, vmin, vmax)] * len(columns)
@@ -164,20 +200,19 @@ def expression(
             ax = next(rows)
             for i, (title, array, bar_label) in enumerate(columns):
                 last = i == len(columns) - 1
-                text = f"{gene}  {title}" if not last else f"{gene}  {title}{score_text(prediction, gene)}"
+                text = f"{name}  {title}{score if last else ''}"
                 spots = draw_values(ax[i + 1], picture, array[picture.rows, g], text, limits[i], colours, size)
                 if last or not shared:
                     draw_colour_bar(ax[i + 1], spots, np.concatenate(values if shared else [values[i]]), bar_label)
             if difference:
                 error = values[1] - values[0]
                 reach = max(map(abs, colour_limits([error], None, None)))
-                off = (predicted - measured)[picture.rows, g]
+                off = (columns[1][1] - columns[0][1])[picture.rows, g]
                 spots = draw_values(
-                    ax[-1], picture, off, f"{gene}  predicted − measured", (-reach, reach), signed, size
+                    ax[-1], picture, off, f"{name}  predicted − measured", (-reach, reach), signed, size
                 )
-                draw_colour_bar(ax[-1], spots, error, unit)
-    finish(fig, save, dpi)
-    return axes if return_ax else None
+                draw_colour_bar(ax[-1], spots, error, columns[1][2])
+    return fig, axes
 
 
 def draw_values(

@@ -74,6 +74,7 @@ def modules(
     --------
     evaluate : the same for single genes.
     region : what is high inside a region.
+    nh2st_scverse.pl.modules : draws them on the tissue.
 
     Examples
     --------

@@ -71,6 +71,7 @@ def region(
     See Also
     --------
     modules : sets of genes as one.
+    nh2st_scverse.pl.region : draws it.
 
     Examples
     --------

@@ -47,6 +47,8 @@ DRAW: dict[str, Callable[[SpatialData], object]] = {
         s, genes_of(s, 20), shapes_key="section_0_spots", return_ax=True
     ),
     "gene_scores": lambda s: nh.pl.gene_scores(s, return_ax=True),
+    "modules": lambda s: nh.pl.modules(s, nh.tl.modules(s, {"a set of ten genes": genes_of(s, 10)}), return_ax=True),
+    "region": lambda s: nh.pl.region(nh.tl.region(s, "tissue", value="tumour"), return_ax=True),
     "neighbourhood": lambda s: nh.pl.neighbourhood(s, return_ax=True),
     "scatter of 20 genes": lambda s: nh.pl.scatter(s, genes_of(s, 20), return_ax=True),
     "slide_map of 20 genes": lambda s: nh.pl.slide_map(s, genes_of(s, 20), return_ax=True),
