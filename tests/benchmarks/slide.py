@@ -10,6 +10,7 @@ slides that are written once: ``--folder somewhere --parts ratio memory``. Each 
 - ``maps``: seconds to encode drawn tissue by the default encoder with ``maps="all"`` at 100, 25 and 10 µm, and places
   per second over those of patches (100 times the places take at most 1.3 times as long, 25 µm at least 15 times as many
   places); ``--tissue 1.4`` mm wide or more: of little tissue the margin of the tiles is a large part of the work,
+- ``costs``: seconds, processor time and peak memory of predictions by the default encoder, by number of places,
 - ``dense``: peak memory of a prediction of 250 genes at 500,000 places, with as many features as the default encoder
   has (under 3 GB),
 - ``bins``: seconds and peak memory of training and prediction on tables of bins with precomputed features, per 100,000
@@ -249,7 +250,7 @@ def encode_maps(width_um: float) -> dict[float, tuple[int, float]]:
     return found
 
 
-PARTS = ("ratio", "memory", "spots", "maps", "dense", "bins")
+PARTS = ("ratio", "memory", "spots", "maps", "costs", "dense", "bins")
 LOOSE = 1.25  # what counts as a straight line, or as the same memory, on a machine that does other work too
 
 
@@ -322,6 +323,8 @@ def on_slides(options: argparse.Namespace, temporary: Path) -> dict[str, Any]:
                 f"100 µm; {faster:.1f} times the places per second of patches",
                 longer <= 1.3 and (pitch > 25 or faster >= 15),
             )
+    if "costs" in options.parts:
+        costs(slides[options.size], temporary)
     if "dense" in options.parts:
         dense = alone(train_model, temporary / "dense", Wide(SMALL), 250, "all")
         spacing = float(np.sqrt(TISSUE * (options.size * MICRONS) ** 2 / options.dense / (np.sqrt(3) / 2)))
@@ -343,6 +346,18 @@ def on_slides(options: argparse.Namespace, temporary: Path) -> dict[str, Any]:
             )
         line([found[f"spots {n}"] for n in options.spots])
     return found
+
+
+def costs(path: Path, temporary: Path) -> None:
+    """A row for each number of places: spots with patches of their own, and dense grids with maps."""
+    say("| places | apart | features | minutes | minutes of processor time | peak memory |\n|---|---|---|---|---|---|")
+    for maps, pitches in {"none": (100.0, 55.0), "all": (25.0, 10.0)}.items():
+        model = alone(train_model, temporary / f"costs_{maps}", nh.encoders.get(device="cpu"), 250, maps)
+        for pitch in pitches:
+            one = alone(predict, path, model, pitch, None)
+            way = "patches" if maps == "none" else "maps"
+            minutes = f"{one['seconds'] / 60:.1f} | {one['busy'] / 60:.1f}"
+            say(f"| {one['spots']} | {pitch:g} µm | {way} | {minutes} | {one['peak']:.1f} GB |")
 
 
 def line(measured: list[dict[str, float]]) -> None:
