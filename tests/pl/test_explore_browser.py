@@ -183,12 +183,14 @@ def saved(sdata, tmp_path) -> Path:
 
 
 READ = """\
-import json, spatialdata, nh2st_scverse as nh
+import json, os, spatialdata, nh2st_scverse as nh
 sdata = spatialdata.read_zarr("section.zarr")
 panel = nh.explore(sdata)
 def note(_):
     if "mine" in sdata["table"].obs:
-        json.dump(list(sdata["table"].obs_names[sdata["table"].obs["mine"]]), open("mine.json", "w"))
+        with open("mine", "w") as file:
+            json.dump(list(sdata["table"].obs_names[sdata["table"].obs["mine"]]), file)
+        os.rename("mine", "mine.json")  # whole at once
 panel.told.observe(note, "value")"""
 SHOW = "panel"
 
@@ -315,6 +317,7 @@ def test_the_panel_in_jupyterlab(saved, sdata):
         field.send_keys("mine")
         panel.press("write to obs")
         wait(lambda: "are True in obs['mine']" in told[-1].text, "the column")
+        wait((saved / "mine.json").exists, "what the kernel has")
         written = json.loads((saved / "mine.json").read_text())
         assert len(written) == int(told[-1].text.split()[0]) > n
         assert {name[: len("section_0")] for name in written} == {"section_0", "section_1"}
