@@ -262,8 +262,8 @@ function render({ model, el }) {
     const length = [5, 2, 1].map((step) => step * power).find((step) => step <= most);
     const text = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(1))} µm`;
     const long = (length / view.scale) * SHARP;
-    const [x, y] = [12 * SHARP, canvas.height - 12 * SHARP];
     context.font = `${12 * SHARP}px sans-serif`;
+    const x = 12 * SHARP + Math.max(0, (context.measureText(text).width - long) / 2), y = canvas.height - 12 * SHARP;
     context.lineJoin = "round";
     context.textAlign = "center";
     for (const [ink, wide, halo] of [["white", 5, 3], [INK, 2.5, 0]]) { // white round black is read on any tissue

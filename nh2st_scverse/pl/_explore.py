@@ -55,14 +55,15 @@ def explore(
 
     Type a part of a gene's name, or walk through the list with the arrow keys; it is sorted by how far each gene is to
     be trusted. Enter takes the first hit. Several genes, ``CD8A, EPCAM`` or ``T cells: CD3E, CD8A``, are shown as one
-    set: the mean of their values, with a correlation of its own, as :func:`nh2st_scverse.tl.modules` scores it. Any
-    column of ``obs`` (clusters in scanpy's colours, novelty, ...) can be shown beside, and a second section below in
-    the same colours and at the same size.
+    set: the mean of their values, with a correlation of its own, as :func:`nh2st_scverse.tl.modules` scores it, and
+    without a standard deviation, since how the errors of genes go together is not known. Any column of ``obs``
+    (clusters in scanpy's colours, novelty, ...) can be shown beside, and a second section below in the same colours and
+    at the same size.
 
     The wheel zooms all pictures of a section together, dragging moves them, a double click shows all again. A click on
     a spot shows its patch, the patches around it, its values, and the genes that set it apart (only those whose
     held-out correlation is at least 0.3, where it is known). Dragging with the shift key draws a region, one in each
-    section; Escape forgets it. Drawing happens in the browser: tens of thousands of spots move without a wait. Keys
+    section; Escape forgets all. Drawing happens in the browser: tens of thousands of spots move without a wait. Keys
     that are pressed in the panel never reach the notebook. A saved notebook keeps a still picture of what the panel
     showed first, for whoever opens it without a kernel.
 
@@ -96,11 +97,12 @@ def explore(
     -------
     The panel, a box of ipywidgets. What it shows can be read and set: ``gene`` (a name, or genes separated by commas),
     ``section``, ``compare`` (the section below, or None), ``column`` of ``obs`` or None, ``spot`` (name in
-    ``table.obs_names``, or None), ``limits`` of the colours of measured and predicted (low, high; None: the quantiles),
-    ``cmap``, and ``hypergraph`` (whether it is drawn for the chosen spot). ``panel.spots`` are the names of the spots
-    inside the drawn regions. ``panel.write_region("name")`` writes them to ``obs["name"]``, as booleans which
-    :func:`nh2st_scverse.tl.region` takes; it refuses a column that no panel wrote. ``panel.save("file.png")`` saves
-    what is shown, at 200 dots per inch; so does a button. But for ``write_region``, nothing in `sdata` is changed.
+    ``table.obs_names``, or None), ``limits`` of the colours of measured and predicted (low, high; None, as for each new
+    gene: the quantiles), ``cmap``, and ``hypergraph`` (whether it is drawn for the chosen spot). ``panel.spots`` are
+    the names of the spots inside the drawn regions. ``panel.write_region("name")`` writes them to ``obs["name"]``, as
+    booleans which :func:`nh2st_scverse.tl.region` takes; it refuses a column that no panel wrote.
+    ``panel.save("file.png")`` saves what is shown, at 200 dots per inch; so does a button. But for ``write_region``,
+    nothing in `sdata` is changed.
 
     Raises
     ------

@@ -30,6 +30,7 @@ from nh2st_scverse.pl._neighbourhood import draw_around
 TILE_PX = 1000  # of the H&E that is sent when the user has zoomed in
 STILL_DPI = 75  # of the picture that a notebook keeps: as wide as a page, and small
 CMAPS = ("viridis", "magma", "inferno", "cividis", "turbo", "coolwarm", "Reds", "Greys")
+NONE = ""  # in a menu: None would leave it blank
 NO_KERNEL = "This panel lives as long as its kernel: run the cell again. The picture is what it showed first."
 
 
@@ -63,7 +64,7 @@ class Explorer(widgets.VBox):
         names = [(name.removesuffix("_spots"), name) for name in shown.sections]
         self.genes = GeneList(shown)
         self.sections = widgets.Dropdown(options=names, layout=narrow)
-        self.compared = widgets.Dropdown(options=[("none", None), *names], layout=narrow)
+        self.compared = widgets.Dropdown(options=[("none", NONE), *names], layout=narrow)
         self.columns = widgets.Dropdown(options=self._columns(), layout=narrow)
         self.colours = widgets.Dropdown(options=dict.fromkeys([cmap, *CMAPS]).keys(), layout=narrow)
         self.range = widgets.FloatRangeSlider(readout_format=".2f", step=0.01, layout=narrow)
@@ -99,7 +100,11 @@ class Explorer(widgets.VBox):
 
     def _connect(self) -> None:
         def sets(name: str) -> Any:
-            return lambda change: None if self._quiet else setattr(self, name, change["new"])
+            def take(change: Any) -> None:
+                if not self._quiet:
+                    setattr(self, name, None if change["new"] == NONE else change["new"])
+
+            return take
 
         self.observe(self._show_gene, "gene")
         self.observe(self._show_sections, ["section", "compare"])
@@ -215,14 +220,14 @@ class Explorer(widgets.VBox):
 
     def _show_column(self, _: Any) -> None:
         with self._silence():
-            self.columns.options, self.columns.value = self._columns(), self.column
+            self.columns.options, self.columns.value = self._columns(), self.column or NONE
         self._draw_maps()
 
     def _show_sections(self, change: Any) -> None:
         if change["name"] == "section":
             self.spot = None
         with self._silence():
-            self.sections.value, self.compared.value = self.section, self.compare
+            self.sections.value, self.compared.value = self.section, self.compare or NONE
         self._draw_sections()
         self.pictures.children = list(self._canvases())
         if self.spot is not None:
@@ -301,8 +306,8 @@ class Explorer(widgets.VBox):
 
     # --- drawing ---
 
-    def _columns(self) -> list[tuple[str, str | None]]:
-        return [("none", None), *((name, name) for name in self.shown.columns())]
+    def _columns(self) -> list[tuple[str, str]]:
+        return [("none", NONE), *((name, name) for name in self.shown.columns())]
 
     def _draw_sections(self) -> None:
         windows = [self.shown.picture(name).window for name in self._canvases().values()]
