@@ -122,7 +122,7 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with Image.open("my_image.png") as picture:
         tifffile.imwrite("slide.svs", np.asarray(picture), tile=(256, 256), resolution=(10000, 10000), resolutionunit=3)
 
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
     names: dict = {}
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)  # what a reader would type
