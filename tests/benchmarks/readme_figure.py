@@ -1,9 +1,9 @@
 """Draw the first figure of the README: two genes in the olfactory bulb of a mouse that the model never saw.
 
-    NH2ST_DATA=folder python tests/readme_figure.py   # writes tutorials/bulb.png; some ten minutes on two cores
+    NH2ST_DATA=folder python tests/benchmarks/readme_figure.py   # some ten minutes on two cores
 
-Needs the folder of real sections. Both mice are predicted by models of the other one; drawn are the genes with the
-highest and the tenth highest correlation, in the section of mouse D.
+Needs the folder of real sections; writes ``tutorials/bulb.png``. The model is of the sections of mouse A; drawn are
+the genes with the highest and the tenth highest correlation in that of mouse D.
 """
 
 from __future__ import annotations
@@ -13,20 +13,15 @@ import warnings
 from pathlib import Path
 
 import matplotlib
+from accuracy import mob
 
-matplotlib.use("Agg")
+import nh2st_scverse as nh
 
-import sys  # noqa: E402
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
-
-from accuracy import mob  # noqa: E402
-
-import nh2st_scverse as nh  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
+    matplotlib.use("Agg")
     warnings.simplefilter("ignore")
     sections, mice = mob(Path(os.environ.get("NH2ST_DATA", ROOT.parent / "shared" / "data")))
     home = [sdata for name, sdata in sections.items() if mice[name] != "D"]
