@@ -21,6 +21,7 @@ import nh2st_scverse as nh
 
 FOLDER = "nh2st-quickstart"
 STORE = "section.zarr"
+ANATOMY_UM = 120  # nests wide enough for clusters to show them
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> Path:
     started = time.perf_counter()
 
     print("1/4  Drawing an H&E section with spots and counts (nh.datasets.synthetic)")
-    sdata = nh.datasets.synthetic(width_um=options.width)
+    sdata = nh.datasets.synthetic(width_um=options.width, nests_um=ANATOMY_UM)
     table = sdata.tables["table"]
 
     print("2/4  Predicting each spot by models that never saw it (nh.tl.predict_expression)")

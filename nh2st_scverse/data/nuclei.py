@@ -18,10 +18,8 @@ from nh2st_scverse.data.geometry import Level
 BLUR_UM = 0.5  # smooths chromatin, and the noise of the camera
 AROUND_UM = 8.0  # a nucleus is darker than what is this near: the width of a Gaussian
 ABOVE = 0.1  # of the contrast of the slide, by which it is
-PALEST, DARKEST = (
-    -0.25,
-    0.5,
-)  # of the contrast: from where on, beside the threshold of the slide, to where it is asked for
+PALEST = -0.25  # of the contrast, beside the threshold of the slide: what is paler is never a nucleus
+DARKEST = 0.5  # what is darker always is
 HOLE_UM2 = 20.0  # in a nucleus; a ring of nuclei round a lumen has larger ones
 APART_UM = 2.4  # centres of two nuclei, at least
 SHALLOW_UM = 0.3  # blur of the distance to the rim: rough outlines have several peaks

@@ -34,7 +34,10 @@ def smooth_noise(shape: tuple[int, int], scale: tuple[float, float], rng: np.ran
     return noise / noise.std()
 
 
-def layout(width_um: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+NESTS_UM = 40.0  # regions of about two spot pitches: what surrounds a spot cannot be told from the spot itself
+
+
+def layout(width_um: float, rng: np.random.Generator, nests_um: float = NESTS_UM) -> dict[str, np.ndarray]:
     """Fields on the layout grid: outline (µm from the edge of tissue, roughly) and a score for each region."""
     n = int(np.ceil(width_um / LAYOUT_UM)) + 2
     half = width_um / 2
@@ -46,11 +49,11 @@ def layout(width_um: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
     labelled, _ = ndimage.label(outline > 0)
     outline[(labelled != labelled[n // 2, n // 2]) & (outline > 0)] = -1.0  # one piece, no crumbs
 
-    # regions of about two spot pitches: what surrounds a spot cannot be told from the spot itself
+    larger = nests_um / NESTS_UM
     ragged = field(n, 14, rng)
-    tumour = field(n, 40, rng) + 0.15 * field(n, 300, rng) + 0.10 * ragged
-    immune = field(n, 38, rng) + 0.1 * field(n, 300, rng) + 0.22 * field(n, 12, rng)
-    fat = field(n, 52, rng) + 0.3 * field(n, 300, rng)
+    tumour = field(n, 40 * larger, rng) + 0.15 * field(n, 300, rng) + 0.10 * ragged
+    immune = field(n, 38 * larger, rng) + 0.1 * field(n, 300, rng) + 0.22 * field(n, 12, rng)
+    fat = field(n, 52 * larger, rng) + 0.3 * field(n, 300, rng)
 
     # coordinates along (u) and across (v) the fibres; v follows the tumour score, so fibres run round the nests
     turn = rng.uniform(0, np.pi)

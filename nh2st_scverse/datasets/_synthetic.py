@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import MICRONS_SUFFIX, VISIUM_PITCH_UM
 from nh2st_scverse.datasets import _fine as _at_scale
-from nh2st_scverse.datasets._layout import BACKGROUND, REGIONS
+from nh2st_scverse.datasets._layout import BACKGROUND, NESTS_UM, REGIONS
 from nh2st_scverse.datasets._tissue import Tissue, draw_tissue
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def synthetic(
     width_um: float = 3600.0,
     microns_per_pixel: float = 1.0,
     median_counts: float = 5000.0,
+    nests_um: float = NESTS_UM,
     seed: int = 0,
     bins_um: int | Sequence[int] = (),
     cells: bool = False,
@@ -85,6 +86,9 @@ def synthetic(
         Resolution of the image, 0.25 to 4. The layout does not depend on it.
     median_counts
         Median library size of a spot.
+    nests_um
+        How wide nests of tumour, immune aggregates and fat are, 20 to 500 (the width of a Gaussian). The default makes
+        them as small as the distance between spots; 150 gives an anatomy that clusters show.
     seed
         The same seed gives the same object.
     bins_um
@@ -139,6 +143,7 @@ def synthetic(
     width_um = _number("width_um", width_um, 600, 20_000)
     microns_per_pixel = _number("microns_per_pixel", microns_per_pixel, 0.25, 4)
     median_counts = _number("median_counts", median_counts, 10, 1e7)
+    nests_um = _number("nests_um", nests_um, 20, 500)
     seed = _whole("seed", seed, 0)
     sizes = _sizes(bins_um, width_um)
     if not isinstance(cells, bool):
@@ -155,7 +160,7 @@ def synthetic(
     for i in range(n_sections):
         section = f"section_{i}"
         rng = np.random.default_rng([seed, i])
-        tissue = draw_tissue(width_um, microns_per_pixel, rng)
+        tissue = draw_tissue(width_um, microns_per_pixel, rng, nests_um)
         images[f"{section}_image"] = _image(tissue, section, microns_per_pixel)
         obs, centres = _spots(tissue, section, width_um, microns_per_pixel)
         shapes[f"{section}_spots"] = _circles(obs, centres, section, microns_per_pixel)
@@ -175,6 +180,7 @@ def synthetic(
         "width_um": width_um,
         "microns_per_pixel": microns_per_pixel,
         "median_counts": median_counts,
+        "nests_um": nests_um,
         "seed": seed,
         "programs": json.dumps({name: list(genes.index[genes["program"] == name]) for name in GENE_SHARES}),
     }

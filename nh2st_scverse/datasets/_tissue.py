@@ -16,6 +16,7 @@ from nh2st_scverse.datasets._layout import (
     FAT,
     IMMUNE,
     IMMUNE_SCORE,
+    NESTS_UM,
     STROMA,
     TUMOUR,
     TUMOUR_SCORE,
@@ -50,7 +51,9 @@ class Tissue:
     kinds: np.ndarray  # (n,) index into NUCLEI
 
 
-def draw_tissue(width_um: float, microns_per_pixel: float, rng: np.random.Generator) -> Tissue:
+def draw_tissue(
+    width_um: float, microns_per_pixel: float, rng: np.random.Generator, nests_um: float = NESTS_UM
+) -> Tissue:
     """Draw a square section of tissue on a white slide.
 
     Parameters
@@ -61,13 +64,15 @@ def draw_tissue(width_um: float, microns_per_pixel: float, rng: np.random.Genera
         Resolution of the image.
     rng
         Source of everything random: layout, cells and stain.
+    nests_um
+        Size of nests.
 
     Returns
     -------
     The image, the region of every pixel and the nuclei.
     """
     size = round(width_um / microns_per_pixel)
-    fields = layout(width_um, rng)
+    fields = layout(width_um, rng, nests_um)
     inside = upsample(fields["outline"], size, microns_per_pixel)
     labels = regions(fields, inside, size, microns_per_pixel)
     gap, labels, adipocytes = fat_cells(fields["fat"], labels, microns_per_pixel, rng)

@@ -269,6 +269,7 @@ def test_any_number_of_genes_has_all_programs(n_genes):
         ({"width_um": "wide"}, TypeError, "`width_um` must be a number, found 'wide'"),
         ({"width_um": float("nan")}, ValueError, "`width_um` must be between"),
         ({"microns_per_pixel": 0}, ValueError, "`microns_per_pixel` must be between 0.25 and 4, found 0"),
+        ({"nests_um": 5}, ValueError, "`nests_um` must be between 20 and 500"),
         ({"median_counts": -1}, ValueError, "`median_counts` must be between"),
         ({"seed": -1}, ValueError, "`seed` must be at least 0, found -1"),
         ({"seed": None}, TypeError, "`seed` must be a whole number, found None"),
@@ -282,3 +283,16 @@ def test_bad_arguments(arguments, error, message):
 def test_only_the_number_of_sections_is_positional():
     with pytest.raises(TypeError):
         synthetic(1, 300)
+
+
+def test_nests_are_as_wide_as_asked_for():
+    """The wider they are, the more adjacent spots are of one kind; the default is what it was without the argument."""
+    alike = []
+    for nests_um in (40, 150):
+        table = synthetic(width_um=2000, microns_per_pixel=4, nests_um=nests_um)["table"]
+        near = cKDTree(table.obsm["spatial"]).query(table.obsm["spatial"], 7)[1][:, 1:]
+        kind = table.obs["tissue"].cat.codes.to_numpy()
+        alike.append((kind[near] == kind[:, None]).mean())
+    assert alike[1] > alike[0] + 0.2
+    default = synthetic(width_um=2000, microns_per_pixel=4)["table"]
+    assert (default.X != synthetic(width_um=2000, microns_per_pixel=4, nests_um=40)["table"].X).nnz == 0
