@@ -11,6 +11,9 @@ FEATURES = "nh2st_features"
 LOG_UNIT = "log1p(counts per 10,000)"
 """Unit of the default target."""
 
+JOINED = r"(?:-.+)?$"
+"""What ``spatialdata.concatenate`` of a dict adds to the names of elements and coordinate systems: a dash and a key."""
+
 MICRONS_SUFFIX = "_microns"
 """A coordinate system with this ending is in µm; it is where the resolution of an image is stored."""
 

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 from xarray import DataArray
 
-from nh2st_scverse._constants import MICRONS_SUFFIX, N_NODES, VISIUM_PITCH_UM
+from nh2st_scverse._constants import N_NODES, VISIUM_PITCH_UM
 from nh2st_scverse._validators import check_positive
 from nh2st_scverse.data.images import (
     affine_of,
@@ -23,7 +23,7 @@ from nh2st_scverse.data.images import (
     systems_of,
 )
 from nh2st_scverse.data.pixels import PLAIN, Colours
-from nh2st_scverse.data.technologies import microns_of, unaligned, where_microns
+from nh2st_scverse.data.technologies import MICRONS, microns_of, unaligned, where_microns
 
 UNALIGNED = "no alignment: pixels of the H&E image are taken for pixels of the fluorescence"
 LARGEST_CELL = 40.0  # µm
@@ -293,7 +293,7 @@ def _microns_per_pixel(
         check_positive(given, argument="microns_per_pixel")
         return float(given), "given"
     for system in sorted(systems_of(array)):
-        if system.endswith(MICRONS_SUFFIX.strip("_")):
+        if MICRONS.search(system):
             return float(np.sqrt(abs(np.linalg.det(affine_of(array, system)[:2, :2])))), f"coordinate system {system!r}"
     if known is not None:
         return known

@@ -16,10 +16,15 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 from xarray import DataArray
 
-SQUARE = re.compile(r"square_(\d{3})um$")
-OF_XENIUM = {"cell_labels": ("cell_boundaries", "cell_circles"), "nucleus_labels": ("nucleus_boundaries",)}
+from nh2st_scverse._constants import JOINED
+
+SQUARE = re.compile(rf"square_(\d{{3}})um{JOINED}")
+MICRONS = re.compile(rf"microns{JOINED}")  # of a coordinate system
+LABELS = re.compile(rf"(?P<name>.+)_labels(?P<joined>{JOINED})")
+OF_XENIUM = {"cell": ("cell_boundaries", "cell_circles"), "nucleus": ("nucleus_boundaries",)}
 IN_MICRONS = ("cell_boundaries", "cell_circles", "nucleus_boundaries", "transcripts")
-CELLS_OF_HD = ("_cell_segmentations", "_nucleus_segmentations")
+CELLS_OF_HD = re.compile(rf"_(cell|nucleus)_segmentations{JOINED}")
+CYTASSIST = re.compile(rf"_cytassist_image{JOINED}")
 MORPHOLOGY = ("morphology_focus", "morphology_mip")
 RELABELED = "relabeled_"  # before the name of a column of ids that spatialdata made for labels
 STAINS = re.compile(r"dapi|hoechst|atp1a1|18s|alphasma|vimentin", re.I)
@@ -47,8 +52,9 @@ def _region(sdata: SpatialData, table: AnnData, name: str, instance_key: str) ->
     if name in sdata.shapes:
         return Region(name, name, instance_key)
     columns = [c for c in (instance_key.removeprefix(RELABELED), "cell_id") if c in table.obs]
-    wanted = [key for key in (name.removesuffix("_labels"), *OF_XENIUM.get(name, ())) if key in sdata.shapes]
-    for key in wanted:
+    labels = LABELS.fullmatch(name)
+    shapes = (labels["name"], *OF_XENIUM.get(labels["name"], ())) if labels else ()
+    for key in (one + labels["joined"] for one in shapes if labels and one + labels["joined"] in sdata.shapes):
         for column in columns if instance_key.startswith(RELABELED) else columns[::-1]:
             if table.obs[column].isin(sdata.shapes[key].index).all():
                 return Region(name, key, column)
@@ -62,7 +68,7 @@ def microns_of(sdata: SpatialData, shapes_key: str) -> tuple[float, str] | None:
     if side:
         return int(side[1]) / _width(shapes), f"squares of {int(side[1])} µm"
     scales = _scales(shapes)
-    if shapes_key in IN_MICRONS and any(plain and abs(scale - 1) > 1e-6 for scale, plain in scales.values()):
+    if _plain(shapes_key) in IN_MICRONS and any(plain and abs(scale - 1) > 1e-6 for scale, plain in scales.values()):
         return 1.0, "shapes of Xenium in µm"
     for key, other in sdata.shapes.items():  # cells beside the bins of one slide
         side, theirs = SQUARE.search(key), _scales(other)
@@ -75,12 +81,17 @@ def microns_of(sdata: SpatialData, shapes_key: str) -> tuple[float, str] | None:
 
 def where_microns(shapes_key: str) -> str:
     """Where µm per pixel is stated that an object does not keep."""
-    if not shapes_key.endswith(CELLS_OF_HD):
+    if not CELLS_OF_HD.search(shapes_key):
         return ""
     return (
         " Visium HD states it as microns_per_pixel in spatial/scalefactors_json.json; bins beside the cells tell it, "
         "too: spatialdata_io.visium_hd(path, load_segmentations_only=False)."
     )
+
+
+def _plain(name: str) -> str:
+    """The name that ``spatialdata_io.xenium`` gave, also in joined objects."""
+    return re.sub(JOINED, "", name)
 
 
 def _width(shapes: GeoDataFrame) -> float:
@@ -102,9 +113,9 @@ def _scales(shapes: GeoDataFrame) -> dict[str, tuple[float, bool]]:
 
 def why_no_stain(key: str, image: DataArray) -> str:
     """Why an image cannot be the H&E to predict from, or nothing."""
-    if key.endswith("_cytassist_image"):
+    if CYTASSIST.search(key):
         return "it is the image of the CytAssist, of low resolution and taken at an angle"
-    if key in (*MORPHOLOGY, "if_image"):  # names of spatialdata_io.xenium
+    if _plain(key) in (*MORPHOLOGY, "if_image"):  # names of spatialdata_io.xenium
         return "it is fluorescence"
     channels = image.coords["c"].values if "c" in image.coords else []
     if any(STAINS.search(str(channel)) for channel in channels):
@@ -114,9 +125,10 @@ def why_no_stain(key: str, image: DataArray) -> str:
 
 def unaligned(sdata: SpatialData, image_key: str, image: DataArray) -> bool:
     """Whether an image beside the fluorescence of a Xenium lies on it pixel by pixel, as without an alignment file."""
-    others = [key for key in MORPHOLOGY if key in sdata.images]
+    others = [key for key in sdata.images if _plain(key) in MORPHOLOGY]
     of_xenium = others or sdata.attrs.get("spatialdata_io_reader") == "xenium"
-    if not of_xenium or image_key in MORPHOLOGY:
+    if not of_xenium or image_key in others:
         return False
-    matrix = get_transformation(image, get_all=True).get("global")
+    systems = get_transformation(image, get_all=True)
+    matrix = next((systems[system] for system in systems if _plain(system) == "global"), None)
     return matrix is not None and np.allclose(matrix.to_affine_matrix(("x", "y"), ("x", "y")), np.eye(3))

@@ -11,6 +11,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
@@ -35,9 +36,9 @@ def cells(path: str | os.PathLike[str], *, image: DataTree | DataArray | None = 
 
     Returns
     -------
-    Polygons with the column ``class``, where the file has classes, for ``sdata.shapes["cells"]``. Where QuPath has a
-    cell with its nucleus, the outline is that of the cell; annotations beside cells are left out; CellViT's collections
-    of a class are taken apart; parts of outlines that cross themselves are mended.
+    Polygons with the columns ``class`` and ``cell_id``, where the file has them, for ``sdata.shapes["cells"]``. Where
+    QuPath has a cell with its nucleus, the outline is that of the cell; annotations beside cells are left out;
+    CellViT's collections of a class are taken apart; parts of outlines that cross themselves are mended.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def cells(path: str | os.PathLike[str], *, image: DataTree | DataArray | None = 
     ['Tumor']
     """
     file = as_file(path, argument="path", suffixes=SUFFIXES)
-    frame = gpd.read_parquet(file) if "parquet" in file.suffix else _from_json(file)
+    frame = _from_parquet(file) if "parquet" in file.suffix else _from_json(file)
     frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
     kinds = set(frame.geom_type)
     if not kinds & {"Polygon", "MultiPolygon"}:
@@ -80,12 +81,24 @@ def cells(path: str | os.PathLike[str], *, image: DataTree | DataArray | None = 
     return ShapesModel.parse(made, transformations=systems)
 
 
+def _from_parquet(file: Path) -> gpd.GeoDataFrame:
+    """GeoParquet, whose index has the names of cells when it is text, as that of sopa."""
+    try:
+        frame = gpd.read_parquet(file)
+    except (ValueError, OSError) as error:  # also pyarrow's
+        raise ValueError(f"{file} is no GeoParquet that can be read ({error}). Is it whole?") from error
+    if "cell_id" not in frame and pd.api.types.is_string_dtype(frame.index):
+        frame["cell_id"] = frame.index.to_numpy()
+    return frame
+
+
 def _from_json(file: Path) -> gpd.GeoDataFrame:
     """Features of GeoJSON: a collection, or a list of them."""
     try:
         data = json.loads(_unpacked(file))
         features: list[dict[str, Any]] = data if isinstance(data, list) else data.get("features", [data])
-        shapes = [shapely.from_geojson(json.dumps(one["geometry"])) for one in features]
+        drawings = [one["geometry"] for one in features]
+        shapes = [None if one is None else shapely.from_geojson(json.dumps(one)) for one in drawings]
         about = [one.get("properties") or {} for one in features]
     except (
         ValueError,
@@ -102,6 +115,9 @@ def _from_json(file: Path) -> gpd.GeoDataFrame:
     names = [one.get("name") if isinstance(one, dict) else one for one in named]
     if any(name is not None for name in names):
         frame["class"] = [None if name is None else str(name) for name in names]
+    ids = [one.get("id") for one in features]
+    if all(name is not None for name in ids):
+        frame["cell_id"] = [str(name) for name in ids]
     kinds = np.array([str(one.get("objectType", one.get("object_type", ""))).lower() for one in about])
     drawn = np.isin(kinds, NO_CELLS)
     return frame[~drawn] if drawn.any() and not drawn.all() else frame

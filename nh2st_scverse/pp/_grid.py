@@ -14,6 +14,7 @@ from nh2st_scverse._constants import MICRONS_SUFFIX, N_NODES, VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import check_name, check_one_of, check_positive
 from nh2st_scverse.data.geometry import Geometry, locate_image
+from nh2st_scverse.data.technologies import MICRONS
 from nh2st_scverse.data.tissue import detect_tissue, given_tissue, lay_grid
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def make_circles(sdata: SpatialData, geometry: Geometry, xy: np.ndarray, diamete
 def image_systems(sdata: SpatialData, geometry: Geometry) -> dict[str, BaseTransformation]:
     """The coordinate systems of an image, and one in µm where it has none."""
     systems = dict(get_transformation(sdata.images[geometry.image_key], get_all=True))
-    if not any(system.endswith(MICRONS_SUFFIX.strip("_")) for system in systems):
+    if not any(MICRONS.search(system) for system in systems):
         scale = [geometry.microns_per_pixel] * 2
         systems[f"{geometry.image_key}{MICRONS_SUFFIX}"] = Scale(scale, axes=("x", "y"))
     return systems

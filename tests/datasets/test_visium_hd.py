@@ -133,6 +133,15 @@ def test_grids_and_nuclei_ask_the_bins_how_large_a_pixel_is(four):
     assert (geometry.microns_per_pixel, geometry.microns_source) == (1.0, "squares of 8 µm")
 
 
+def test_joined_objects(four):
+    """``spatialdata.concatenate`` adds to the names that tell what is what."""
+    keep = ["S_full_image", "S_cytassist_image", "S_square_016um", "square_016um"]
+    joined = sd.concatenate({key: sd.deepcopy(four.subset(keep)) for key in ("a", "b")}, concatenate_tables=True)
+    sections = nh.data.section.locate_sections(joined)
+    assert [section.geometry.image_key for section in sections] == ["S_full_image-a", "S_full_image-b"]
+    assert all(section.geometry.microns_source == "squares of 16 µm" for section in sections)
+
+
 def test_labels_without_shapes_say_how_to_get_some(folders):
     how = {"load_segmentations_only": False, "bin_size": 16, "annotate_table_by_labels": True}
     sdata = spatialdata_io.visium_hd(folders[3], **how)

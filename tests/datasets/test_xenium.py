@@ -9,7 +9,7 @@ import pytest
 import spatialdata as sd
 import spatialdata_io
 from spatialdata.models import Image2DModel
-from spatialdata.transformations import Affine, set_transformation
+from spatialdata.transformations import Affine, Identity, set_transformation
 
 import nh2st_scverse as nh
 
@@ -144,6 +144,18 @@ def test_labels_may_be_left_out(fine, read):
     del read.shapes["cell_boundaries"]
     with pytest.raises(KeyError, match="annotates 'cell_labels', which is not among the shapes"):
         nh.data.section.locate_sections(read)
+
+
+def test_joined_objects(read):
+    """``spatialdata.concatenate`` adds to the names that tell what is what."""
+    keep = ["he_image", "morphology_focus", "cell_labels", "cell_boundaries", "table"]
+    joined = sd.concatenate({key: sd.deepcopy(read.subset(keep)) for key in ("P1", "P-2")}, concatenate_tables=True)
+    sections = nh.data.section.locate_sections(joined)
+    assert [section.shapes_key for section in sections] == ["cell_boundaries-P1", "cell_boundaries-P-2"]
+    assert [section.geometry.image_key for section in sections] == ["he_image-P1", "he_image-P-2"]
+    assert all(section.geometry.microns_source == "shapes of Xenium in µm" for section in sections)
+    set_transformation(joined["he_image-P1"], Identity(), "global-P1")
+    assert [bool(one.geometry.doubt) for one in nh.data.section.locate_sections(joined)] == [True, False]
 
 
 def test_predicted_as_it_comes(read, tiny):

@@ -7,6 +7,7 @@ import json
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 from spatialdata.transformations import get_transformation
@@ -36,7 +37,8 @@ def cellvit() -> list[dict]:
 
 
 def sopa() -> dict:
-    return {"type": "FeatureCollection", "features": [feature(s) for s in SQUARES]}
+    empty = {"type": "Feature", "geometry": None, "properties": None}
+    return {"type": "FeatureCollection", "features": [*(feature(s) for s in SQUARES), empty]}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,22 @@ def test_parquet_and_outlines_that_cross_themselves(tmp_path):
     gpd.GeoDataFrame({"class": ["a", "b", "c"]}, geometry=[bow, line, SQUARES[1]]).to_parquet(tmp_path / "c.parquet")
     found = nh.io.cells(tmp_path / "c.parquet")
     assert found["class"].tolist() == ["a", "c"] and found.is_valid.all() and np.all(found.area > 0)
+
+
+def test_names_of_cells_are_kept(tmp_path):
+    features = [feature(s) | {"id": f"c{i}"} for i, s in enumerate(SQUARES)]  # QuPath's
+    (tmp_path / "c.geojson").write_text(json.dumps(features))
+    assert nh.io.cells(tmp_path / "c.geojson")["cell_id"].tolist() == [f"c{i}" for i in range(8)]
+    frame = gpd.GeoDataFrame(geometry=SQUARES, index=[f"aaa{i}-1" for i in range(8)], crs="EPSG:3857")
+    frame.to_parquet(tmp_path / "c.parquet")  # sopa's
+    found = nh.io.cells(tmp_path / "c.parquet")
+    assert found["cell_id"].tolist() == list(frame.index) and found.crs is None
+
+
+def test_tables_without_outlines(tmp_path):
+    pd.DataFrame({"x": [1.0]}).to_parquet(tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="no GeoParquet that can be read"):
+        nh.io.cells(tmp_path / "c.parquet")
 
 
 @pytest.mark.parametrize(

@@ -327,3 +327,10 @@ def test_real_spots_are_on_the_tissue(data_dir: Path) -> None:
     small = sdata["C2_image"]["scale4"]["image"].values.mean(0)
     x, y = (sdata["table"].obsm["spatial"] / 16).astype(int).T
     assert np.median(small[y, x]) < np.median(small) - 25  # darker than the rest
+
+
+def test_joined_sections_keep_their_scale(legacy):
+    """``spatialdata.concatenate`` adds to the names of coordinate systems."""
+    joined = sd.concatenate(dict(zip("AB", legacy, strict=True)), concatenate_tables=True)
+    sections = nh.data.section.locate_sections(joined)
+    assert [section.geometry.microns_per_pixel for section in sections] == [2.0, 2.0]
