@@ -37,11 +37,14 @@ def _told() -> Any:
     """What the tools refuse is a message and not a traceback."""
     try:
         yield
-    except (FileNotFoundError, NotADirectoryError, FileExistsError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise click.ClickException(_text(error)) from error
 
 
 def _text(error: Exception) -> str:
+    """Its message alone: that of a KeyError without quotes, that of the system with the file."""
+    if isinstance(error, OSError):
+        return str(error) or repr(error)
     return str(error.args[0]) if error.args else repr(error)
 
 
@@ -103,6 +106,7 @@ def check(inputs: tuple[Path, ...], out: Path | None, allow: tuple[str, ...], mi
 def train(inputs: tuple[Path, ...], out: Path, groups: Path | None, epochs: int | None, **options: Any) -> None:
     """Train one model on all sections with counts, and save it."""
     from nh2st_scverse import archive, tl
+    from nh2st_scverse.model.hub import check_folder
 
     if options["genes"]:
         options["n_genes"] = None
@@ -112,6 +116,7 @@ def train(inputs: tuple[Path, ...], out: Path, groups: Path | None, epochs: int 
     if "checkpoint_dir" in settings:
         settings["resume"] = settings["checkpoint_dir"].exists()
     with _told():
+        check_folder(out, argument="--out")
         if out.exists() and any(out.iterdir()):
             raise FileExistsError(f"{out} exists: choose another --out.")
         objects = {source.name: archive.read(source) for source in archive.find(inputs)}
@@ -135,7 +140,7 @@ def _groups(path: Path, names: list[str]) -> dict[str, str]:
 @main.command()
 @INPUTS
 @OUT
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="Folder of a saved model.")
+@click.option("--model", required=True, help="Folder of a saved model, or one at the hub: hf://owner/name.")
 @KEY
 @click.option("--uncertainty", is_flag=True, help="Also how far predictions may be off.")
 @click.option("--spacing-um", type=float, help="Of the grid over slides without spots; that of the model if left out.")
@@ -148,7 +153,7 @@ def _groups(path: Path, names: list[str]) -> dict[str, str]:
 def predict(
     inputs: tuple[Path, ...],
     out: Path,
-    model: Path,
+    model: str,
     spacing_um: float | None,
     with_image: bool,
     client: str | None,

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import fields, replace
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,9 @@ from nh2st_scverse.data.feature_cache import PART, release
 from nh2st_scverse.data.inputs import MANY
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
+from nh2st_scverse.model import hub
 from nh2st_scverse.model.card import Card, held_out_tissue
+from nh2st_scverse.model.readme import readme
 from nh2st_scverse.model.saved import identifier, read, write
 from nh2st_scverse.model.trust import Trust
 from nh2st_scverse.nn import Config, Member
@@ -443,6 +446,7 @@ class NH2ST:
         See Also
         --------
         load : read it.
+        push_to_hub : share it.
 
         Examples
         --------
@@ -453,21 +457,32 @@ class NH2ST:
         ['history.csv', 'model.json', 'weights.safetensors']
         """
         check_path(path, argument="path")
+        hub.check_folder(path, argument="path")
         as_folder(path, argument="path")
         folder = Path(path)
         write(folder, self._description(), self._arrays(), self.history, overwrite=overwrite)
         return folder
 
     @classmethod
-    def load(cls, path: str | Path, *, encoder: str | Encoder | None = None) -> NH2ST:
-        """Read a model that :meth:`save` wrote; nothing is unpickled.
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        encoder: str | Encoder | None = None,
+        token: str | bool | None = None,
+    ) -> NH2ST:
+        """Read a model that :meth:`save` wrote, from disk or from the Hugging Face hub; nothing is unpickled.
 
         Parameters
         ----------
         path
-            The folder.
+            The folder, or ``"hf://owner/name"``: a model at the hub, ``"hf://owner/name@revision"`` in the state of a
+            branch, tag or commit. Its files are kept in the cache of ``huggingface_hub``, which needs no network the
+            next time.
         encoder
             For a model whose encoder was trained with it and was an object of yours: such an object, for its layers.
+        token
+            For a private or gated model at the hub. None: that of ``huggingface_hub.login()``, if there is one.
 
         Returns
         -------
@@ -476,13 +491,18 @@ class NH2ST:
         Raises
         ------
         FileNotFoundError
-            No model in the folder.
+            No model in the folder, or no such model or revision at the hub.
         ValueError
             A value is not the one that was saved, or a newer version wrote it.
+        PermissionError
+            The model at the hub is gated.
+        ConnectionError
+            The hub cannot be reached, and the model was not loaded before.
 
         See Also
         --------
         save : write it.
+        push_to_hub : share it.
 
         Examples
         --------
@@ -493,7 +513,139 @@ class NH2ST:
         True
         """
         check_path(path, argument="path")
-        return cls(**read(Path(path), encoder))
+        if not hub.is_address(path):
+            return cls(**read(Path(path), encoder))
+        folder = hub.fetch(path, token)
+        try:
+            return cls(**read(folder, encoder))
+        except ValueError as error:
+            raise ValueError(f"The model at {str(path)!r} is refused. {error}") from error
+
+    def model_card(self, name: str = "owner/name", *, licence: str | None = None, notes: str = "") -> str:
+        """What :meth:`push_to_hub` tells of the model beside its files, to read it before.
+
+        Parameters
+        ----------
+        name
+            Of the model at the hub.
+        licence
+            A licence of the hub, as ``"cc-by-4.0"``. None: not stated.
+        notes
+            Markdown of yours: organ, species and stain, where the data are from and their terms, how to cite it.
+
+        Returns
+        -------
+        Markdown with front matter: training sections and their groups, scores on held-out tissue, genes, use and
+        limits, versions, licence. What a model does not record is said to be unknown.
+
+        Raises
+        ------
+        ValueError
+            A name that the hub cannot have, or a licence or notes that are no text.
+
+        See Also
+        --------
+        push_to_hub : share the model.
+        provenance : the same for programs.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> print(model.model_card("our-lab/drawn-tissue", licence="cc-by-4.0")[:57])
+        ---
+        library_name: nh2st-scverse
+        license: cc-by-4.0
+        tags:
+        """
+        hub.as_repository(name, argument="name")
+        if licence is not None and not (isinstance(licence, str) and licence.strip()):
+            raise ValueError(f"Expected licence to be one of {hub.LICENCES}, or None, found {licence!r}.")
+        if not isinstance(notes, str):
+            raise ValueError(f"Expected notes to be Markdown, found {notes!r}.")
+        return readme(self, name, licence, notes)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        licence: str | None = None,
+        notes: str = "",
+        private: bool = True,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Put the model to the Hugging Face hub: the files of :meth:`save` and :meth:`model_card`, in one commit.
+
+        The names of training sections and their groups go with it, and with them marks by which their tissue is known
+        again: let no name be that of a person.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``; made if needed. A model that is there is replaced, and stays in the history of the hub.
+        licence
+            A licence of the hub, as ``"cc-by-4.0"``. None: not stated, which lets nobody use the model.
+        notes
+            Markdown of yours for the card: organ, species and stain, where the data are from and their terms.
+        private
+            What is made is seen by you or your organisation alone. Pass False to publish it. What is there stays as it
+            is.
+        token
+            With the right to write. None: that of ``huggingface_hub.login()``.
+        revision
+            Branch; made if needed. None: ``"main"``.
+        commit_message
+            None: tells the identifier of the model.
+
+        Returns
+        -------
+        The address of the model in this state, for :meth:`load`: ``"hf://owner/name@commit"``.
+
+        Raises
+        ------
+        ValueError
+            A name or a licence that the hub does not know.
+        PermissionError
+            You are not logged in, or may not write there.
+        FileExistsError
+            Something else than a model is there.
+        ConnectionError
+            The hub cannot be reached.
+
+        See Also
+        --------
+        model_card : read the card before.
+        load : ``nh.NH2ST.load("hf://owner/name")``.
+
+        Examples
+        --------
+        >>> import nh2st_scverse as nh
+        >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
+        >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
+        >>> address = model.push_to_hub("our-lab/drawn-tissue", licence="cc-by-4.0")  # doctest: +SKIP
+        >>> nh.NH2ST.load(address).identifier == model.identifier  # doctest: +SKIP
+        True
+        """
+        card = self.model_card(repo_id, licence=licence, notes=notes)
+        for argument, value in {"revision": revision, "commit_message": commit_message}.items():
+            if value is not None and not (isinstance(value, str) and value):
+                raise ValueError(f"Expected {argument} to be a text or None, found {value!r}.")
+        if not isinstance(private, bool):
+            raise ValueError(f"Expected private to be True or False, found {private!r}.")
+        with TemporaryDirectory() as made:
+            folder = self.save(Path(made) / "model")
+            (folder / "README.md").write_text(card, encoding="utf-8")
+            return hub.push(
+                repo_id,
+                folder,
+                private=private,
+                token=token,
+                revision=revision,
+                message=commit_message or f"Model {self.identifier}",
+            )
 
     def _arrays(self) -> dict[str, torch.Tensor]:
         """Weights of the members by their number, and what tells trust."""
