@@ -104,9 +104,8 @@ def push(
         try:  # create_commit does this too, when the repository is made
             hf_raise_for_status(get_session().post(f"{api.endpoint}/api/validate-yaml", json=about))
         except BadRequestError as error:
-            raise ValueError(
-                f"Expected licence to be one that the hub knows ({LICENCES}): it refuses the card with {error}"
-            ) from error
+            why = " ".join(str(error).split())
+            raise ValueError(f"Expected licence to be one that the hub knows ({LICENCES}), found {why}") from error
         try:
             there = _files(api, repository, revision)
         except RepositoryNotFoundError:

@@ -553,11 +553,8 @@ class NH2ST:
         >>> import nh2st_scverse as nh
         >>> sdata = nh.datasets.synthetic(n_sections=2, width_um=1200)
         >>> model = nh.tl.train(sdata, n_genes=20, max_epochs=2, progress=False)
-        >>> print(model.model_card("our-lab/drawn-tissue", licence="cc-by-4.0")[:57])
-        ---
-        library_name: nh2st-scverse
-        license: cc-by-4.0
-        tags:
+        >>> model.model_card("our-lab/drawn-tissue", licence="cc-by-4.0").splitlines()[1:3]
+        ['library_name: nh2st-scverse', 'license: cc-by-4.0']
         """
         hub.as_repository(name, argument="name")
         if licence is not None and not (isinstance(licence, str) and licence.strip()):
