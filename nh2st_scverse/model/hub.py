@@ -191,6 +191,8 @@ def _who(token: str | bool | None) -> str:
     """As whom the hub knows the user."""
     from huggingface_hub import HfApi
 
+    if token is False:
+        return "you are not logged in"
     try:
         return f"you are logged in as {HfApi(token=token).whoami()['name']!r}"
     except Exception:  # whatever: this is a part of a message
