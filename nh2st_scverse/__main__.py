@@ -70,7 +70,7 @@ def cluster(table: AnnData) -> None:
         sc.pp.neighbors(table, use_rep=f"pca_{name}", key_added=f"neighbours_{name}")
         sc.tl.leiden(
             table,
-            resolution=0.3,
+            resolution=0.05,  # some four clusters, as many as there are regions in the drawing
             neighbors_key=f"neighbours_{name}",
             key_added=f"leiden_{name}",
             flavor="igraph",
@@ -111,7 +111,7 @@ def report(folder: Path, table: AnnData, scores: pd.DataFrame, minutes: float) -
 {len(scores)} genes predicted in {table.n_obs} spots in {minutes:.1f} minutes.
 Pearson correlation on held-out tissue: mean {scores["pearson"].mean():.2f}; {of_ceiling:.0%} of the noise ceiling.
 By gene program: {means}.
-(The noise genes depend on nothing: no image can tell them.)
+(The noise genes depend on nothing; what is found of them comes from scaling all spots to the same number of counts.)
 Best genes: {", ".join(f"{gene} {value:.2f}" for gene, value in best.items())}.
 
 Written to {folder}/
