@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -148,34 +149,30 @@ def expression(
         microns_per_pixel=microns_per_pixel,
     )
     titles = {gene: score_text(prediction, gene) for gene in panel}
-    fig, axes = draw_maps(
-        drawn,
-        titles,
-        columns,
-        shared=shared,
-        difference=difference,
-        vmin=vmin,
-        vmax=vmax,
-        cmap=cmap,
-        size=size,
-        figsize=figsize,
-        dpi=dpi,
-    )
+    look = Look(shared, vmin, vmax, cmap, size, difference)
+    fig, axes = draw_maps(drawn, titles, columns, look, figsize=figsize, dpi=dpi)
     finish(fig, save, dpi)
     return axes if return_ax else None
+
+
+@dataclass(frozen=True)
+class Look:
+    """How maps are coloured, and whether predicted less measured is drawn, too."""
+
+    shared: bool
+    vmin: float | None
+    vmax: float | None
+    cmap: str | Colormap
+    size: float
+    difference: bool = False
 
 
 def draw_maps(
     drawn: Sequence[Picture],
     titles: Mapping[str, str],
     columns: Sequence[tuple[str, np.ndarray, str]],
+    look: Look,
     *,
-    shared: bool,
-    difference: bool,
-    vmin: float | None,
-    vmax: float | None,
-    cmap: str | Colormap,
-    size: float,
     figsize: tuple[float, float] | None,
     dpi: float | None,
 ) -> tuple[Figure, np.ndarray]:
@@ -183,7 +180,8 @@ def draw_maps(
 
     `titles` are those of the genes and what is said of each in the last column.
     """
-    colours = colour_map(cmap, NOT_KNOWN)
+    shared, difference, size = look.shared, look.difference, look.size
+    colours = colour_map(look.cmap, NOT_KNOWN)
     signed = mpl.colormaps["RdBu_r"].with_extremes(bad=NOT_KNOWN)
     bars = 0.8 * ((1 if shared else len(columns)) + difference)
     n_columns = 1 + len(columns) + difference
@@ -192,9 +190,9 @@ def draw_maps(
     for g, (name, score) in enumerate(titles.items()):
         values = [array[np.concatenate([p.rows for p in drawn]), g] for _, array, _ in columns]
         limits = (
-            [colour_limits(values, vmin, vmax)] * len(columns)
+            [colour_limits(values, look.vmin, look.vmax)] * len(columns)
             if shared
-            else [colour_limits([v], vmin, vmax) for v in values]
+            else [colour_limits([v], look.vmin, look.vmax) for v in values]
         )
         for picture in drawn:
             ax = next(rows)

@@ -15,7 +15,7 @@ from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys
 from nh2st_scverse._validators import as_sequence, check_positive
 from nh2st_scverse.data.units import measure
-from nh2st_scverse.pl._expression import N_DEFAULT, draw_maps
+from nh2st_scverse.pl._expression import N_DEFAULT, Look, draw_maps
 from nh2st_scverse.pl._figure import finish, pictures
 from nh2st_scverse.prediction import find_prediction, read
 
@@ -136,19 +136,8 @@ def modules(
         microns_per_pixel=microns_per_pixel,
     )
     titles = {name: _score_text(scores.loc[name], "r here" if prediction.foreign else "r") for name in chosen}
-    fig, axes = draw_maps(
-        drawn,
-        titles,
-        columns,
-        shared=shared,
-        difference=False,
-        vmin=vmin,
-        vmax=vmax,
-        cmap=cmap,
-        size=size,
-        figsize=figsize,
-        dpi=dpi,
-    )
+    look = Look(shared, vmin, vmax, cmap, size)
+    fig, axes = draw_maps(drawn, titles, columns, look, figsize=figsize, dpi=dpi)
     finish(fig, save, dpi)
     return axes if return_ax else None
 
