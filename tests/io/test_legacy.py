@@ -331,6 +331,7 @@ def test_real_spots_are_on_the_tissue(data_dir: Path) -> None:
 
 def test_joined_sections_keep_their_scale(legacy):
     """``spatialdata.concatenate`` adds to the names of coordinate systems."""
-    joined = sd.concatenate(dict(zip("AB", legacy, strict=True)), concatenate_tables=True)
+    sections = {key: sd.deepcopy(one) for key, one in zip("AB", legacy, strict=True)}  # it changes what it is given
+    joined = sd.concatenate(sections, concatenate_tables=True)
     sections = nh.data.section.locate_sections(joined)
     assert [section.geometry.microns_per_pixel for section in sections] == [2.0, 2.0]
