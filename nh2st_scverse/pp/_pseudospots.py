@@ -81,7 +81,8 @@ def pseudospots(
         Layer with the counts; None means X.
     $microns_per_pixel
     key_added
-        Name of the new table, and the end of the name of the new shapes.
+        Name of the new table, and the end of the name of the new shapes. To train on several objects in one call, give
+        their tables one name: ``key_added="table"`` and ``table_key="table"`` go with Visium.
 
     Returns
     -------

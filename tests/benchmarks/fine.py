@@ -1,7 +1,7 @@
 """Trained on spots of 55 µm, predicted at bins of 8 µm and at cells: is that more than the spot that is nearest?
 
     python tests/benchmarks/fine.py                    # about three quarters of an hour on one core
-    python tests/benchmarks/fine.py --predicted 800    # a quarter: most of the time goes into the bins
+    python tests/benchmarks/fine.py --predicted 800    # ten minutes: most of the time goes into the bins
     python tests/benchmarks/fine.py --width 900 --set max_epochs=20
 
 On drawn tissue the expected expression of every bin and cell is known. Two sections are trained on, a third is

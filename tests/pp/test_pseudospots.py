@@ -65,7 +65,6 @@ def test_every_section_of_a_table(tmp_path):
 
 def test_patches_and_fields_have_one_size_in_all_technologies(sdata, tiny):
     """Visium and pooled bins are trained on together; what is seen of both is the same in µm."""
-    nh.pp.pseudospots(sdata, table_key="square_008um", key_added="pooled")
     half = sdata["section_0_image"]["scale0"]["image"].transpose("y", "x", "c").values[::2, ::2]
 
     def on_half(table: ad.AnnData) -> sd.SpatialData:
@@ -74,9 +73,10 @@ def test_patches_and_fields_have_one_size_in_all_technologies(sdata, tiny):
         table.obs = table.obs.drop(columns=["region", "spot_id"])
         return nh.io.from_anndata(table, half, microns_per_pixel=2, spot_diameter=55)
 
-    hd = sdata.subset(["section_0_image", "section_0_square_008um_pooled", "pooled"])
-    hd.tables["table"] = hd.tables.pop("pooled")
-    model = nh.tl.train({"visium": on_half(sdata["table"]), "hd": hd}, **tiny)
+    hd = sdata.subset(["section_0_image", "section_0_square_008um", "square_008um"])
+    nh.pp.pseudospots(hd, key_added="table")  # of the same name as that of Visium
+    model = nh.tl.train({"visium": on_half(sdata["table"]), "hd": hd}, table_key="table", **tiny)
+    del hd.tables["square_008um"]
     assert model.patch_um == pytest.approx(75, rel=0.01)
     cohort = nh.data.cohort.collect({"twin": on_half(hd["table"]), "hd": hd})
     assert [round(section.geometry.microns_per_pixel, 3) for section in cohort.sections] == [2.0, 1.0]
