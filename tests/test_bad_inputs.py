@@ -389,6 +389,11 @@ ROWS |= {
         TypeError,
         "one SpatialData object, found list",
     ),
+    "cross-fit: a list": (
+        lambda w: nh.tl.cross_fit([w.sdata]),
+        TypeError,
+        r"found list: .* or join them by spatialdata\.concatenate",
+    ),
     "predict: an AnnData": (lambda w: nh.tl.predict_expression(w.table), TypeError, "found AnnData"),
     "evaluate: a table": (lambda w: nh.tl.evaluate(w.done.tables["table"]), TypeError, "found AnnData"),
     "biology: None": (lambda w: nh.tl.biology(None), TypeError, "SpatialData"),

@@ -32,6 +32,7 @@ from nh2st_scverse.prediction import Prediction, write
 from nh2st_scverse.tl._setup import (
     border,
     card_for,
+    check_one_object,
     check_place,
     choose_encoder,
     outer_folds,
@@ -115,6 +116,8 @@ def cross_fit(
 
     Raises
     ------
+    TypeError
+        Several objects.
     KeyError, ValueError
         As :func:`train`; a name that holds something else already; too little tissue to hold out a block.
     KeyboardInterrupt
@@ -132,6 +135,7 @@ def cross_fit(
     >>> sdata["table"].layers["nh2st"].shape == sdata["table"].shape
     True
     """
+    check_one_object(sdata)
     config = Config.preset(preset, **settings)
     run = Run.of(
         device=device,

@@ -29,7 +29,7 @@ from nh2st_scverse.nn.config import settings_docs
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
 from nh2st_scverse.prediction import Prediction, in_x, write
 from nh2st_scverse.tl._cross_fit import TrainingOptions, cross_fit
-from nh2st_scverse.tl._setup import border, check_place, rows_of
+from nh2st_scverse.tl._setup import border, check_one_object, check_place, rows_of
 
 TOUCHING = 0.7  # of the spacing: spots of an array are narrower than bins and cells
 SAME_SIZE = 0.8  # of the width of the places that a model was trained on
@@ -146,11 +146,7 @@ def predict_expression(
     >>> int(sdata["table"].var["nh2st"].sum())
     30
     """
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(
-            f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object (with "
-            "a model from nh.tl.train([...]))."
-        )
+    check_one_object(sdata)
     for argument, name in {"key_added": key_added, "table_added": table_added}.items():
         if argument == "key_added" or name is not None:
             check_name(name, argument=argument)

@@ -29,6 +29,16 @@ from nh2st_scverse.train.data import Data
 SHARE_LEFT = 0.7  # of the training spots that are left without a wider field of view: what a wider one must leave
 
 
+def check_one_object(sdata: SpatialData) -> None:
+    """Raise TypeError for several objects: what is predicted is written into one."""
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(
+            f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object (with "
+            "a model from nh.tl.train([...])), or join them by spatialdata.concatenate(objects, "
+            "concatenate_tables=True) and predict each section by models of the others."
+        )
+
+
 def choose_encoder(config: Config, encoder: str | Encoder | Sequence[str | Encoder] | None, device: str) -> Encoder:
     """The encoder given, or that of the preset."""
     if encoder is None and config.fine_tune:  # one network
