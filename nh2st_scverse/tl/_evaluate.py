@@ -147,7 +147,7 @@ def evaluate(
 
     if pair.prediction.unit == UNKNOWN:
         result[list(IN_UNIT)] = np.nan
-    named, known = trained_on(pair)
+    named, known = trained_on(pair.prediction, pair.regions[pair.scored], pair.measured[pair.scored])
     seen: bool | None = bool(named or known)
     if pair.prediction.foreign:
         seen = None
@@ -274,19 +274,25 @@ def _check_object(sdata: SpatialData) -> None:
         raise TypeError(f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object.")
 
 
-def trained_on(pair: Pair) -> tuple[list[str], list[str]]:
-    """Sections of a prediction with the name, and those with the expression, of one that its model was trained on."""
-    if pair.prediction.cross_fitted:
+def trained_on(
+    prediction: Prediction, regions: np.ndarray, measured: np.ndarray | None = None
+) -> tuple[list[str], list[str]]:
+    """Sections of a prediction with the name, and those with the expression, of one that its model was trained on.
+
+    `regions` are the sections (n,) of some spots, `measured` their values (n, G), where there are any.
+    """
+    if prediction.cross_fitted:
         return [], []
-    described = pair.prediction.described
+    described = prediction.described
     names = {str(name).rpartition(":")[2] for name in described.get("trained_on", {})}
-    regions = list(pd.unique(pair.regions[pair.scored]))
+    sections = list(pd.unique(regions))
     known, kept = [], [set(some) for some in described.get("tissue", {}).values()]
-    for region in regions if kept else []:
-        here = set(marks(pair.measured[pair.scored & (pair.regions == region)], None))
-        if any(len(here & some) > len(some) / 4 for some in kept):
-            known.append(region)
-    return [region for region in regions if region in names], known
+    if kept and measured is not None:
+        for section in sections:
+            here = set(marks(measured[regions == section], None))
+            if any(len(here & some) > len(some) / 4 for some in kept):
+                known.append(section)
+    return [section for section in sections if section in names], known
 
 
 def has_counts(table: AnnData, layer: str | None) -> bool:

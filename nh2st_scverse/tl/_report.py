@@ -36,6 +36,7 @@ from nh2st_scverse.pl._figure import (
 from nh2st_scverse.pp import check
 from nh2st_scverse.prediction import HERE, Prediction, find_prediction, read
 from nh2st_scverse.tl._biology import leiden
+from nh2st_scverse.tl._evaluate import compare, trained_on
 
 N_GENES = 6  # that are drawn
 FEWEST_SPOTS = 30  # that are clustered
@@ -123,7 +124,8 @@ def _page(sdata: SpatialData, table_key: str, key: str, prediction: Prediction) 
     title = f"Predicted expression of {', '.join(regions)}"
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
     yield f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-    yield from (f"<p>{line}</p>" for line in _summary(table, prediction))
+    seen = _seen(sdata, table_key, key, prediction)
+    yield from (f"<p>{line}</p>" for line in _summary(table, prediction, *seen))
     yield "<h2>Which genes to trust</h2>"
     if np.isfinite(prediction.score).any():
         yield _picture(pl.gene_scores, sdata, key=key, table_key=table_key)
@@ -134,13 +136,20 @@ def _page(sdata: SpatialData, table_key: str, key: str, prediction: Prediction) 
     yield (
         _picture(pl.slide_map, sdata, best, key=key, table_key=table_key)
         if has_image
-        else _spots(table, prediction, best)
+        else _spots(table, best, prediction.of(best))
     )
     yield "<h2>Clusters of the predicted genes</h2>"
+    if prediction.cross_fitted and len(regions) > 1:
+        yield "<p>Each section was predicted by other models: a cluster may be of one section and not of a tissue.</p>"
     yield _clusters(sdata, table_key, prediction, has_image)
-    if prediction.std is not None and has_image:
-        yield "<h2>Uncertainty</h2><p>Where the third map is dark, the second is not to be trusted.</p>"
-        yield _picture(pl.uncertainty, sdata, best[:2], key=key, table_key=table_key)
+    if prediction.std is not None:
+        where = "the third map is dark, the second" if has_image else "a map of the standard deviation is dark, a value"
+        yield f"<h2>Uncertainty</h2><p>Where {where} is not to be trusted.</p>"
+        yield (
+            _picture(pl.uncertainty, sdata, best[:2], key=key, table_key=table_key)
+            if has_image
+            else _spots(table, best, prediction.std[:, prediction.at(best)], cmap="plasma_r")
+        )
     if prediction.novelty is not None and np.isfinite(prediction.novelty).any():
         yield f"<h2>Novelty</h2><p>{_novelty(prediction.novelty)}</p>"
     if has_image:
@@ -154,35 +163,59 @@ def _page(sdata: SpatialData, table_key: str, key: str, prediction: Prediction) 
     yield html.escape(json.dumps(flat | known, indent=1, default=str)) + "</pre></details></body></html>"
 
 
-def _summary(table: AnnData, prediction: Prediction) -> Iterator[str]:
-    """What a reader must know first."""
+def _seen(sdata: SpatialData, table_key: str, key: str, prediction: Prediction) -> tuple[list[str], list[str]]:
+    """Sections with the name, and those with the expression, of one that the model was trained on."""
+    if prediction.cross_fitted or prediction.foreign:
+        return [], []
+    table = sdata.tables[table_key]
+    try:
+        with quiet():
+            pair = compare(sdata, key=key, table_key=table_key, layer=None)
+    except (KeyError, ValueError):  # nothing is measured here
+        return trained_on(prediction, table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy())
+    return trained_on(prediction, pair.regions[pair.scored], pair.measured[pair.scored])
+
+
+def _summary(table: AnnData, prediction: Prediction, named: list[str], known: list[str]) -> Iterator[str]:
+    """What a reader must know first; `named` and `known` are sections that the model was trained on."""
     n_predicted = int(np.isfinite(prediction.values).all(axis=1).sum())
     how = "each by a model that never saw it" if prediction.cross_fitted else "by a model trained on other sections"
+    if known or named:
+        how = "by a model that was trained on " + ("them" if known else "sections of these names")
     if prediction.foreign:
         how = f"by another tool ({html.escape(str(prediction.about.get('source', 'not known')))})"
     yield f"{len(prediction.genes)} genes in {n_predicted} of {table.n_obs} spots, {how}; unit {prediction.unit}."
-    known = prediction.score[np.isfinite(prediction.score)]
-    if prediction.foreign and len(known):
+    scores = prediction.score[np.isfinite(prediction.score)]
+    if prediction.foreign and len(scores):
         yield (
             f"Against the measured expression of this object, the mean correlation over all genes is "
-            f"<b>{known.mean():.2f}</b>; {(known >= TRUSTED).sum()} of {len(known)} genes reach {TRUSTED}."
+            f"<b>{scores.mean():.2f}</b>; {(scores >= TRUSTED).sum()} of {len(scores)} genes reach {TRUSTED}."
         )
         yield f'<span class="warning">{NOT_HELD_OUT}</span>'
         return
-    if not len(known):
+    if known or named:
+        yield (
+            f'<span class="warning">The model was trained on {html.escape(", ".join(known or named))}'
+            + ("" if known else ", which may be this tissue")
+            + ". There the maps look better than on other tissue, and a comparison with the measured values tells "
+            "nothing; the held-out correlations below hold. nh.tl.predict_expression(sdata) without model= predicts "
+            "every spot by a model that never saw it.</span>"
+        )
+    if not len(scores):
         yield '<span class="warning">No held-out scores are known: how far to trust a gene is not known either.</span>'
         return
     yield (
-        f"On tissue that the predictor had not seen, the mean correlation over all genes is <b>{known.mean():.2f}</b>; "
-        f"{(known >= TRUSTED).sum()} of {len(known)} genes reach {TRUSTED}."
+        "On tissue that the predictor had not seen, the mean correlation over all genes is "
+        f"<b>{scores.mean():.2f}</b>; {(scores >= TRUSTED).sum()} of {len(scores)} genes reach {TRUSTED}."
     )
     expected = prediction.about.get("expected_pearson")
-    if expected is not None:
+    if expected is not None and not known:
         text = f"Expected here, by how alike this tissue is to that of the training: {expected:.2f}."
-        yield f'<span class="warning">{text}</span>' if expected < known.mean() / 2 else text
+        yield f'<span class="warning">{text}</span>' if expected < scores.mean() / 2 else text
     if prediction.evaluated is not None and "pearson" in prediction.evaluated:
         found = prediction.evaluated["pearson"].mean()
-        yield f"Against the measured expression of this object: {found:.2f} (mean over genes)."
+        high = ", too high since the model was trained on it" if known else ""
+        yield f"Against the measured expression of this object: {found:.2f} (mean over genes){high}."
 
 
 def _scores(prediction: Prediction) -> pd.DataFrame:
@@ -218,14 +251,14 @@ def _embedded(figure: Figure) -> str:
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def _spots(table: AnnData, prediction: Prediction, genes: list[str]) -> str:
-    """Maps without an image: the spots alone."""
+def _spots(table: AnnData, genes: list[str], values: np.ndarray, cmap: str = "viridis") -> str:
+    """Maps of values (n_spots, n_genes) without an image: the spots alone."""
     if "spatial" not in table.obsm:
         return "<p>Neither an image nor places of the spots are here: nothing can be drawn.</p>"
     xy = np.asarray(table.obsm["spatial"])
     figure, axes = plt.subplots(1, len(genes), figsize=(3.2 * len(genes), 3.2), squeeze=False, layout="constrained")
-    for ax, gene, values in zip(axes[0], genes, prediction.of(genes).T, strict=True):
-        ax.scatter(*xy.T, c=values, s=6, cmap="viridis", linewidths=0)
+    for ax, gene, of_gene in zip(axes[0], genes, values.T, strict=True):
+        ax.scatter(*xy.T, c=of_gene, s=6, cmap=cmap, linewidths=0)
         ax.set(title=gene, aspect="equal", xticks=[], yticks=[])
         ax.invert_yaxis()
     return _embedded(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from spatialdata import SpatialData
 
 import nh2st_scverse as nh
+from nh2st_scverse.data.copies import marks
+from nh2st_scverse.data.expression import measured
 
 
 def page(sdata: SpatialData, folder: Path) -> str:
@@ -49,6 +52,22 @@ def test_is_told_what_the_object_was_found_to_be(two: SpatialData, tmp_path: Pat
     assert '<span class="warning">75% of the spots look unlike' in text
     assert f"in {table.n_obs - 3} of {table.n_obs} spots" in text
     assert "section_0_spots, section_1_spots" in text
+
+
+def test_says_where_the_model_saw_this_tissue(sdata: SpatialData, tmp_path: Path) -> None:
+    alone = SpatialData(shapes=dict(sdata.shapes), tables=dict(sdata.tables))  # no pictures of tissue: less to draw
+    table = alone["table"]
+    kept = marks(measured(table)[:, table.var["nh2st"]], None)
+    told = {"trained_on": {"a:section_0_spots": "a"}, "tissue": {"a": kept}}
+    for described, said in (
+        (told, "that was trained on them;"),
+        (told | {"tissue": {}}, "that was trained on sections of these names;"),
+        ({"trained_on": {"other": "a"}}, "trained on other sections;"),
+    ):
+        table.uns["nh2st"] |= {"cross_fitted": False, "json": json.dumps(described)}
+        text = page(alone, tmp_path)
+        assert f"by a model {said}" in text
+        assert ('<span class="warning">The model was trained on section_0_spots' in text) == ("other" not in said)
 
 
 def test_without_image_or_scores(sdata: SpatialData, tmp_path: Path) -> None:
