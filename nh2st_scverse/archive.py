@@ -124,9 +124,10 @@ class State:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is not a list of results: choose another --out, or remove it.") from error
         if head != self.head:
+            before, now = _different(head.get("settings"), self.head["settings"])
             raise ValueError(
-                f"{out} holds results of `nh2st {head.get('command')}` with {head.get('settings')}, expected those of "
-                f"`nh2st {command}` with {self.head['settings']}: choose another --out."
+                f"{out} holds results of `nh2st {head.get('command')}` with {before}, expected those of "
+                f"`nh2st {command}` with {now}: choose another --out."
             )
 
     def is_done(self, source: Source, target: Path) -> bool:
@@ -222,10 +223,18 @@ def each(
     finally:
         table = state.table(sources)
         table.to_csv(out / SLIDES)
-    hours = (time.perf_counter() - started) / 3600
-    if n_done:
-        logger.info("%d slides in %.1f minutes: %.1f slides per hour.", n_done, 60 * hours, n_done / hours)
+    minutes = (time.perf_counter() - started) / 60
+    if n_done and minutes >= 1:
+        logger.info("%d slides in %.1f minutes: %.1f slides per hour.", n_done, minutes, 60 * n_done / minutes)
     return table
+
+
+def _different(before: Any, now: dict[str, Any]) -> tuple[Any, Any]:
+    """What differs of two settings."""
+    if not isinstance(before, dict):
+        return before, now
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    return {name: before.get(name) for name in names}, {name: now.get(name) for name in names}
 
 
 def _shown(sources: Sequence[Source], progress: bool) -> Iterator[Source]:

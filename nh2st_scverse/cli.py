@@ -15,8 +15,12 @@ import pandas as pd
 INPUTS = click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
 KEY = click.option("--key", default="nh2st", show_default=True, help="Name of the prediction.")
-ALLOW = click.option("--allow", multiple=True, help="Known problems to go on with: coarse, off_tissue.")
-MICRONS = click.option("--microns-per-pixel", type=float, help="Of slides whose files do not tell.")
+ALLOW = click.option(
+    "--allow",
+    multiple=True,
+    help="A known problem to go on with: coarse (an image too coarse for the patch), off_tissue, other_stain.",
+)
+MICRONS = click.option("--microns-per-pixel", type=float, help="µm per pixel of slides whose files do not tell it.")
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 
 
@@ -76,7 +80,7 @@ def check(inputs: tuple[Path, ...], out: Path | None, allow: tuple[str, ...], mi
                 row = ["", "read", _text(error), "error", ""]
                 found = pd.DataFrame([row], columns=["section", "check", "found", "status", "remedy"])
             wrong = found[found["status"] != "ok"]
-            click.echo(f"{source.name}: {'ok' if wrong.empty else ''}")
+            click.echo(f"{source.name}: {_count(wrong['status'])}")
             for _, line in wrong.iterrows():
                 remedy = f" -> {line['remedy']}" if line["remedy"] else ""
                 click.echo(f"  {line['status']}: {line['section']} {line['check']}: {line['found']}{remedy}")
@@ -89,16 +93,26 @@ def check(inputs: tuple[Path, ...], out: Path | None, allow: tuple[str, ...], mi
         sys.exit(1)
 
 
+def _count(statuses: pd.Series) -> str:
+    """How many errors and warnings there are."""
+    counts = {status: int((statuses == status).sum()) for status in ("error", "warning")}
+    return ", ".join(f"{n} {status}{'s' * (n > 1)}" for status, n in counts.items() if n) or "ok"
+
+
 @main.command()
 @INPUTS
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the model.")
 @click.option("--n-genes", type=int, default=250, show_default=True, help="Genes of highest mean.")
 @click.option("--gene", "genes", multiple=True, help="A gene of the panel, instead; again for each.")
-@click.option("--groups", type=click.Path(path_type=Path, exists=True), help="CSV: slide, group (a patient, say).")
-@click.option("--preset", default="default", show_default=True)
+@click.option(
+    "--groups",
+    type=click.Path(path_type=Path, exists=True),
+    help="CSV with columns slide (name of the store without .zarr) and group, a patient say.",
+)
+@click.option("--preset", default="default", show_default=True, help="default, or paper: the published network.")
 @click.option("--encoder", help="Name of an encoder, several joined by '+'; the default if left out.")
-@click.option("--epochs", type=int, help="At most.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--epochs", type=int, help="Most epochs of the training; that of the preset if left out.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same model.")
 @click.option("--checkpoint-dir", type=click.Path(path_type=Path), help="Where a training that stops can go on.")
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Where features of the images are kept.")
 @ALLOW
@@ -142,9 +156,11 @@ def _groups(path: Path, names: list[str]) -> dict[str, str]:
 @OUT
 @click.option("--model", required=True, help="Folder of a saved model, or one at the hub: hf://owner/name.")
 @KEY
-@click.option("--uncertainty", is_flag=True, help="Also how far predictions may be off.")
+@click.option("--uncertainty", is_flag=True, help="Write standard deviations, too.")
 @click.option("--spacing-um", type=float, help="Of the grid over slides without spots; that of the model if left out.")
-@click.option("--with-image", is_flag=True, help="Copy the image into the result, too.")
+@click.option(
+    "--with-image", is_flag=True, help="Copy the image into the result: pages of `report` then show maps on the tissue."
+)
 @click.option("--cache-dir", type=click.Path(path_type=Path), help="Where features of the images are kept.")
 @click.option("--client", help="Address of the scheduler of a dask cluster, whose workers then encode.")
 @ALLOW
