@@ -221,7 +221,8 @@ def find_prediction(sdata: SpatialData, key: str, table_key: str | None, *, reco
     if not isinstance(sdata, SpatialData):
         raise TypeError(
             f"Expected a SpatialData object, found {type(sdata).__name__}. Make one with nh.io.from_anndata(adata, "
-            "image, microns_per_pixel=...) or spatialdata_io.visium(path)."
+            "image, microns_per_pixel=...) or spatialdata_io.visium(path), or read a store with "
+            "spatialdata.read_zarr(path)."
         )
     having = [name for name, table in sdata.tables.items() if has_prediction(table, key, recorded=recorded)]
     if table_key is not None and table_key not in having and (table_key not in sdata.tables or not having):

@@ -63,7 +63,8 @@ def choose_table(sdata: SpatialData, table_key: str | None) -> str:
     if not isinstance(sdata, SpatialData):
         raise TypeError(
             f"Expected a SpatialData object, found {type(sdata).__name__}. Make one with nh.io.from_anndata(adata, "
-            "image, microns_per_pixel=...) or spatialdata_io.visium(path)."
+            "image, microns_per_pixel=...) or spatialdata_io.visium(path), or read a store with "
+            "spatialdata.read_zarr(path)."
         )
     annotating = [key for key, table in sdata.tables.items() if table.uns.get("spatialdata_attrs")]
     if table_key is None and not annotating:

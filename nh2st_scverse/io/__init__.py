@@ -19,12 +19,26 @@ Space Ranger folders
 --------------------
 There is no reader for Space Ranger folders here: ``spatialdata_io.visium()`` reads them, and every function of this
 package takes the object as it comes. Give it the full-resolution image when there is one; ``tissue_hires_image.png``
-has about 4 µm per pixel, which is coarse for patches of the size of a spot::
+has about 4 µm per pixel, which is coarse for patches of the size of a spot (``allow="coarse"`` goes on with it)::
 
     import spatialdata_io
 
     sdata = spatialdata_io.visium("outs/", dataset_id="S1", fullres_image_file="S1.tif")
-    sdata["table"].var_names_make_unique()
+
+Several sections
+----------------
+A section that is predicted by models of other sections keeps all of its tissue for their training. Join them in one
+object, and each is held out as a whole. Names of sections must differ::
+
+    import spatialdata
+
+    sdata = spatialdata.concatenate([first, second], concatenate_tables=True)
+    nh.tl.predict_expression(sdata)
+
+Where two sections have spots of one name, anndata warns of it, and spatialdata then makes the names unique. Genes that
+one section lacks are left out. ``groups=`` says which sections are from one patient: those are held out together. Each
+section is predicted by other models, so clusters of predicted genes over all of them may follow the sections and not
+the tissue: cluster one section at a time, or correct for the section as for a batch.
 
 What the readers here make
 --------------------------

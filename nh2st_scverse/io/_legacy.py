@@ -152,10 +152,15 @@ def her2st(root: str | os.PathLike[str], section: str, **kwargs: Any) -> Spatial
 
     Examples
     --------
-    The folder ``data`` of https://github.com/almaan/her2st, unpacked:
+    The folder ``data`` of https://github.com/almaan/her2st, unpacked. One legacy section is too small to be predicted
+    from itself, so that two are joined:
 
+    >>> import spatialdata
     >>> import nh2st_scverse as nh
-    >>> sdata = nh.io.her2st("her2st/data", "C2")  # doctest: +SKIP
+    >>> sections = [nh.io.her2st("her2st/data", name) for name in ("C2", "C3")]  # doctest: +SKIP
+    >>> sdata = spatialdata.concatenate(sections, concatenate_tables=True)  # doctest: +SKIP
+    >>> nh.pp.check(sdata)  # doctest: +SKIP
+    >>> nh.tl.predict_expression(sdata)  # doctest: +SKIP
     """
     if not isinstance(root, str | os.PathLike):
         raise TypeError(f"Expected root to be a path, found {type(root).__name__}.")

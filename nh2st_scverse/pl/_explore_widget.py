@@ -46,6 +46,9 @@ class Explorer(widgets.VBox):
     cmap = traitlets.Unicode()
     hypergraph = traitlets.Bool(False)
 
+    def __repr__(self) -> str:
+        return f"Explorer(gene={self.gene!r}, section={self.section!r}): a panel for the end of a cell in JupyterLab"
+
     def __init__(self, shown: Shown, chosen: Chosen, cmap: str) -> None:
         self.shown = shown
         self._quiet = False  # widgets are being set: what they say meanwhile was not chosen

@@ -152,7 +152,8 @@ def check(
     if not isinstance(sdata, SpatialData):
         raise TypeError(
             f"Expected a SpatialData object, found {type(sdata).__name__}. Make one with nh.io.from_anndata(adata, "
-            "image, microns_per_pixel=...), nh.io.slide(path) or spatialdata_io.visium(path)."
+            "image, microns_per_pixel=...), nh.io.slide(path) or spatialdata_io.visium(path), or read a store with "
+            "spatialdata.read_zarr(path). Several objects are checked one by one."
         )
     if patch_um is not None:
         check_positive(patch_um, argument="patch_um")

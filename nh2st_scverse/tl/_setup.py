@@ -35,7 +35,8 @@ def check_one_object(sdata: SpatialData) -> None:
         raise TypeError(
             f"Expected one SpatialData object, found {type(sdata).__name__}: call once for each object (with "
             "a model from nh.tl.train([...])), or join them by spatialdata.concatenate(objects, "
-            "concatenate_tables=True) and predict each section by models of the others."
+            "concatenate_tables=True) and predict each section by models of the others. "
+            "A store on disk is read by spatialdata.read_zarr(path)."
         )
 
 
