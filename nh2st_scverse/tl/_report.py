@@ -143,12 +143,13 @@ def _page(sdata: SpatialData, table_key: str, key: str, prediction: Prediction) 
         yield "<p>Each section was predicted by other models: a cluster may be of one section and not of a tissue.</p>"
     yield _clusters(sdata, table_key, prediction, has_image)
     if prediction.std is not None:
-        where = "the third map is dark, the second" if has_image else "a map of the standard deviation is dark, a value"
-        yield f"<h2>Uncertainty</h2><p>Where {where} is not to be trusted.</p>"
+        how = "Where the third map is dark, the second is not to be trusted."
+        how = how if has_image else f"Standard deviation of each predicted value, {prediction.unit}."
+        yield f"<h2>Uncertainty</h2><p>{how}</p>"
         yield (
             _picture(pl.uncertainty, sdata, best[:2], key=key, table_key=table_key)
             if has_image
-            else _spots(table, best, prediction.std[:, prediction.at(best)], cmap="plasma_r")
+            else _spots(table, best[:2], prediction.std[:, prediction.at(best[:2])], cmap="plasma_r")
         )
     if prediction.novelty is not None and np.isfinite(prediction.novelty).any():
         yield f"<h2>Novelty</h2><p>{_novelty(prediction.novelty)}</p>"
@@ -258,7 +259,8 @@ def _spots(table: AnnData, genes: list[str], values: np.ndarray, cmap: str = "vi
     xy = np.asarray(table.obsm["spatial"])
     figure, axes = plt.subplots(1, len(genes), figsize=(3.2 * len(genes), 3.2), squeeze=False, layout="constrained")
     for ax, gene, of_gene in zip(axes[0], genes, values.T, strict=True):
-        ax.scatter(*xy.T, c=of_gene, s=6, cmap=cmap, linewidths=0)
+        dots = ax.scatter(*xy.T, c=of_gene, s=6, cmap=cmap, linewidths=0)
+        figure.colorbar(dots, ax=ax, shrink=0.7)
         ax.set(title=gene, aspect="equal", xticks=[], yticks=[])
         ax.invert_yaxis()
     return _embedded(figure)

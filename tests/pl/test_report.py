@@ -76,6 +76,9 @@ def test_without_image_or_scores(sdata: SpatialData, tmp_path: Path) -> None:
     text = page(alone, tmp_path)
     assert text.count("data:image/png;base64,") == 1 and "Check of the object" not in text
     assert "No held-out scores are known" in text
+    alone["table"].layers["nh2st_std"] = np.full(alone["table"].shape, 0.5, dtype=np.float32)
+    text = page(alone, tmp_path)
+    assert "Standard deviation of each predicted value" in text and text.count("data:image/png;base64,") == 2
     del alone["table"].obsm["spatial"]
     assert "nothing can be drawn" in page(alone, tmp_path)
 
