@@ -229,11 +229,11 @@ def each(
     return table
 
 
-def _different(before: Any, now: dict[str, Any]) -> tuple[Any, Any]:
+def _different(before: Any, now: Any) -> tuple[Any, Any]:
     """What differs of two settings."""
-    if not isinstance(before, dict):
+    if not (isinstance(before, dict) and isinstance(now, dict)):
         return before, now
-    names = [name for name in before | now if before.get(name) != now.get(name)]
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return {name: before.get(name) for name in names}, {name: now.get(name) for name in names}
 
 
