@@ -19,7 +19,11 @@ import nh2st_scverse as nh
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("datasets", "encoders", "io", "metrics", "pl", "pp", "tl")
-PUBLIC = {f"{part}.{name}" for part in PARTS for name in getattr(nh, part).__all__} | {"NH2ST", "explore"}
+PUBLIC = {f"{part}.{name}" for part in PARTS for name in getattr(nh, part).__all__} | {
+    "NH2ST",
+    "explore",
+    "data.expression.measured",
+}
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 

@@ -17,7 +17,7 @@ from geopandas import GeoDataFrame
 from scipy import sparse
 from skimage.filters import gaussian, threshold_otsu
 
-from nh2st_scverse._constants import N_NODES, VISIUM_PITCH_UM
+from nh2st_scverse._constants import ARRAYS_UM, N_NODES, VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import as_allowances
 from nh2st_scverse.data.expression import numbers
@@ -72,9 +72,14 @@ def ok_unless(wrong: bool, check: str, found: str, remedy: str, *, allow: str = 
 
 
 def allowed(problems: Iterable[Problem], allow: str | Iterable[str]) -> list[Problem]:
-    """The same problems; errors that `allow` names are warnings."""
+    """The same problems; errors that `allow` names are warnings, and say so."""
     names = as_allowances(allow)
-    return [replace(p, status="warning") if p.status == "error" and p.allow in names else p for p in problems]
+    return [
+        replace(p, status="warning", remedy=f"gone on with, as allow={p.allow!r} says")
+        if p.status == "error" and p.allow in names
+        else p
+        for p in problems
+    ]
 
 
 def raise_or_log(problems: Iterable[Problem], allow: str | Iterable[str] = (), *, section: str = "") -> None:
@@ -169,20 +174,24 @@ def spots(geometry: Geometry, *, diameter_um: float, spacing_um: float) -> list[
     """How wide spots are, how far apart, and whether that is what the array has that they look like."""
     xy = geometry.pixels()
     hexagonal = is_hexagonal(xy)
-    found = [
-        ok_unless(
-            diameter_um > 1.1 * spacing_um,
-            "spots",
-            f"{len(geometry.coordinates)}, {diameter_um:.1f} µm wide, {spacing_um:.1f} µm apart"
-            + (", hexagonal" if hexagonal else ""),
-            "they overlap: is their radius right, and microns_per_pixel?",
-        )
-    ]
     # circles that do not touch are those of an array, whatever µm per pixel says: grids of ours touch
     touch = abs(diameter_um / spacing_um - 1) < 0.02
     rim = np.ptp(xy, axis=0) * geometry.microns_per_pixel / spacing_um
     legacy = not touch and is_square(xy) and rim.max() < LEGACY_ROWS and spacing_um > 60
     visium = hexagonal and not touch and diameter_um > 0
+    spot_um = ARRAYS_UM["Visium"][1]
+    drawn = visium and 1.1 * spot_um < diameter_um * VISIUM_PITCH_UM / spacing_um  # as Space Ranger does
+    found = [
+        ok_unless(
+            diameter_um > 1.1 * spacing_um,
+            "spots",
+            f"{len(geometry.coordinates)}, {diameter_um:.1f} µm wide"
+            + (f" as they are drawn ({spot_um:.0f} µm on the slide)" if drawn else "")
+            + f", {spacing_um:.1f} µm apart"
+            + (", hexagonal" if hexagonal else ""),
+            "they overlap: is their radius right, and microns_per_pixel?",
+        )
+    ]
     pitch, array = (VISIUM_PITCH_UM, "Visium grid") if visium else (LEGACY_PITCH_UM, "legacy array")
     if (visium or legacy) and abs(spacing_um / pitch - 1) > 0.05:
         found.append(
@@ -362,8 +371,8 @@ def resolution(geometry: Geometry, patch_um: float) -> list[Problem]:
         few = pixels < COARSE_PATCH
         remedy = "nuclei are a few pixels wide: is there an image of higher resolution?"
         return [ok_unless(few, "patch", found, remedy, allow="coarse")]
-    found += (
-        f". Image {geometry.image_key!r} is too coarse: {microns:.2f} µm per pixel ({geometry.microns_source}), so "
+    found = (
+        f"Image {geometry.image_key!r} is too coarse: {microns:.2f} µm per pixel ({geometry.microns_source}), so "
         f"that a patch of {patch_um:.0f} µm is only {pixels:.0f} px wide, where at least {COARSEST_PATCH} px are "
         f"expected ({patch_um / COARSEST_PATCH:.2f} µm per pixel)"
     )

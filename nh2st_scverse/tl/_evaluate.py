@@ -16,7 +16,7 @@ from nh2st_scverse import metrics
 from nh2st_scverse._constants import KEY, SCORES
 from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys, Place
-from nh2st_scverse._logging import logger
+from nh2st_scverse._logging import logger, quiet
 from nh2st_scverse._validators import as_count
 from nh2st_scverse.data.checks import in_tissue
 from nh2st_scverse.data.copies import marks
@@ -293,6 +293,21 @@ def trained_on(
             if any(len(here & some) > len(some) / 4 for some in kept):
                 known.append(section)
     return [section for section in sections if section in names], known
+
+
+def seen_in_training(
+    sdata: SpatialData, table_key: str, key: str, prediction: Prediction
+) -> tuple[list[str], list[str]]:
+    """Sections of a written prediction as :func:`trained_on` tells them, with the expression where it is measured."""
+    if prediction.cross_fitted or prediction.foreign:
+        return [], []
+    table = sdata.tables[table_key]
+    try:
+        with quiet():
+            pair = compare(sdata, key=key, table_key=table_key, layer=None)
+    except (KeyError, ValueError):  # nothing is measured here
+        return trained_on(prediction, table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy())
+    return trained_on(prediction, pair.regions[pair.scored], pair.measured[pair.scored])
 
 
 def has_counts(table: AnnData, layer: str | None) -> bool:

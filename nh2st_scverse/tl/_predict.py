@@ -29,10 +29,12 @@ from nh2st_scverse.nn.config import settings_docs
 from nh2st_scverse.pp._grid import GRID, add_grid, make_grid
 from nh2st_scverse.prediction import Prediction, in_x, write
 from nh2st_scverse.tl._cross_fit import TrainingOptions, cross_fit
+from nh2st_scverse.tl._evaluate import seen_in_training
 from nh2st_scverse.tl._setup import border, check_one_object, check_place, rows_of
 
 TOUCHING = 0.7  # of the spacing: spots of an array are narrower than bins and cells
 SAME_SIZE = 0.8  # of the width of the places that a model was trained on
+FEW_VALUES = 20_000_000  # predicted: of more, it takes too long to look whether the model was trained on them
 HALF_ALIKE = 0.5  # of the likeness: below, a prediction is warned of
 Grid = tuple[str, GeoDataFrame, str]  # name, circles, and the image they lie on
 
@@ -201,6 +203,15 @@ def predict_expression(
             write(sdata, table, rows_of(cohort), prediction, key=key_added, table_added=table_added)
         if table_added is not None:
             kept.copy_to(sdata.tables[table_added], table)
+    if prediction.values.size <= FEW_VALUES:
+        written = table_added or next(name for name, one in sdata.tables.items() if one is table)
+        _, known = seen_in_training(sdata, written, key_added, prediction)
+        if known:
+            logger.warning(
+                "The model was trained on the expression of %s: what it says of this tissue is no prediction. "
+                "nh.tl.predict_expression(sdata) without model= predicts every spot by a model that never saw it.",
+                known,
+            )
 
 
 def _predict(cohort: Cohort, model: NH2ST, inputs: Sequence[np.ndarray], device: str, uncertainty: bool) -> Prediction:

@@ -36,7 +36,7 @@ from nh2st_scverse.pl._figure import (
 from nh2st_scverse.pp import check
 from nh2st_scverse.prediction import HERE, Prediction, find_prediction, read
 from nh2st_scverse.tl._biology import leiden
-from nh2st_scverse.tl._evaluate import compare, trained_on
+from nh2st_scverse.tl._evaluate import seen_in_training
 
 N_GENES = 6  # that are drawn
 FEWEST_SPOTS = 30  # that are clustered
@@ -124,7 +124,7 @@ def _page(sdata: SpatialData, table_key: str, key: str, prediction: Prediction) 
     title = f"Predicted expression of {', '.join(regions)}"
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
     yield f"<style>{STYLE}</style></head><body><h1>{html.escape(title)}</h1>"
-    seen = _seen(sdata, table_key, key, prediction)
+    seen = seen_in_training(sdata, table_key, key, prediction)
     yield from (f"<p>{line}</p>" for line in _summary(table, prediction, *seen))
     yield "<h2>Which genes to trust</h2>"
     if np.isfinite(prediction.score).any():
@@ -162,19 +162,6 @@ def _page(sdata: SpatialData, table_key: str, key: str, prediction: Prediction) 
     flat = {name: value for name, value in prediction.about.items() if name not in ("json", "written")}
     known = {name: value for name, value in prediction.described.items() if name != "genes"}
     yield html.escape(json.dumps(flat | known, indent=1, default=str)) + "</pre></details></body></html>"
-
-
-def _seen(sdata: SpatialData, table_key: str, key: str, prediction: Prediction) -> tuple[list[str], list[str]]:
-    """Sections with the name, and those with the expression, of one that the model was trained on."""
-    if prediction.cross_fitted or prediction.foreign:
-        return [], []
-    table = sdata.tables[table_key]
-    try:
-        with quiet():
-            pair = compare(sdata, key=key, table_key=table_key, layer=None)
-    except (KeyError, ValueError):  # nothing is measured here
-        return trained_on(prediction, table.obs[table.uns["spatialdata_attrs"]["region_key"]].astype(str).to_numpy())
-    return trained_on(prediction, pair.regions[pair.scored], pair.measured[pair.scored])
 
 
 def _summary(table: AnnData, prediction: Prediction, named: list[str], known: list[str]) -> Iterator[str]:

@@ -33,7 +33,8 @@ def test_problems_are_raised_or_logged(caplog: pytest.LogCaptureFixture) -> None
     with pytest.raises(Refused, match=r"too coarse\. Take another image\.") as refused:
         raise_or_log([Problem("image", "there"), coarse])
     assert refused.value.problems == [coarse] and isinstance(refused.value, ValueError)
-    assert allowed([coarse], "coarse") == [replace(coarse, status="warning")]
+    told = replace(coarse, status="warning", remedy="gone on with, as allow='coarse' says")
+    assert allowed([coarse], "coarse") == [told] and allowed([coarse], "off_tissue") == [coarse]
     with caplog.at_level(logging.WARNING, logger="nh2st_scverse"):
         raise_or_log([coarse, Problem("focus", "blurred", "warning", "sharpen")], "coarse", section="a")
     assert caplog.messages == ["a, patch: too coarse. Going on as told.", "a, focus: blurred; sharpen"]

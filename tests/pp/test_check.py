@@ -250,10 +250,17 @@ def test_errors_are_lines(
 def test_coarse_images_are_errors_unless_allowed(two: SpatialData) -> None:
     coarse = {"patch_um": 50.0, "microns_per_pixel": 2.0}
     line = lines(two, "section_0_spots", **coarse).loc["patch"]
-    assert line["status"] == "error" and "25 px of the image" in line["found"] and "allow='coarse'" in line["remedy"]
-    assert lines(two, "section_0_spots", allow="coarse", **coarse).loc["patch", "status"] == "warning"
+    assert line["status"] == "error" and "only 25 px wide" in line["found"] and "Pass allow='coarse'" in line["remedy"]
+    line = lines(two, "section_0_spots", allow="coarse", **coarse).loc["patch"]
+    assert (line["status"], line["remedy"]) == ("warning", "gone on with, as allow='coarse' says")
     found = lines(two, "section_0_spots", microns_per_pixel=1.5)
     assert found.loc["spot spacing", "remedy"] == "microns_per_pixel=1 would fit"
+
+
+def test_circles_of_visium_that_are_drawn_wider_are_told(two: SpatialData) -> None:
+    two.shapes["section_0_spots"]["radius"] *= 70 / 55
+    line = lines(two, "section_0_spots").loc["spots"]
+    assert line["status"] == "ok" and "70.0 µm wide as they are drawn (55 µm on the slide), 100.0" in line["found"]
 
 
 def test_an_image_for_a_section_that_is_not_there_is_an_error(two: SpatialData) -> None:

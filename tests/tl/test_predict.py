@@ -199,6 +199,17 @@ def test_a_model_predicts_a_new_object(two: SpatialData, model: nh.NH2ST, encode
     assert table.uns["nh2st"]["model"] == model.identifier and table.uns["nh2st"]["cross_fitted"] is False
 
 
+def test_a_model_says_that_it_was_trained_on_what_it_predicts(
+    two: SpatialData, model: nh.NH2ST, encoder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    nh.tl.predict_expression(two, model=model, encoder=encoder, progress=False)
+    assert "expression of ['section_0_spots', 'section_1_spots']: what it says of this tissue is no pred" in caplog.text
+    caplog.clear()
+    new = nh.datasets.synthetic(width_um=1200, seed=5)
+    nh.tl.predict_expression(new, model=model, encoder=encoder, progress=False)
+    assert "was trained on the expression" not in caplog.text
+
+
 def test_genes_are_matched_by_name(two: SpatialData, model: nh.NH2ST, encoder: Any) -> None:
     permuted = spatialdata.deepcopy(two)
     order = np.random.default_rng(0).permutation(300)
