@@ -163,6 +163,8 @@ def test_a_window_that_is_the_tile_has_its_mean() -> None:
     parts = np.array([[0.0, 0, 0.37, 1], [0.37, 0, 1, 0.61], [0.37, 0.61, 1, 1]])
     assert np.allclose(window_means(values, parts).sum(axis=0), 9 * values.mean(axis=(0, 1)))
     assert np.allclose(window_means(torch.from_numpy(values), parts), window_means(values, parts))  # as on a GPU
+    whole = np.rint(40 * values).astype(np.uint8)  # whatever the kind of numbers
+    assert np.allclose(window_means(whole, parts), window_means(whole.astype(float), parts), rtol=1e-5)
 
 
 def test_a_cluster_gives_the_same(image: np.ndarray, centres: np.ndarray) -> None:
@@ -196,9 +198,10 @@ def test_statistics_of_maps_are_nearly_those_of_pixels() -> None:
     exact = encoder(np.stack([picture[y : y + 80, x : x + 80] for x, y in corners]))
     pooled = []
     for x, y in corners:  # the tile around the patch
-        (maps,) = encoder.maps(picture[y - 80 : y + 160, x - 80 : x + 160])
-        assert maps.shape == (60, 60, encoder.n_maps)
-        pooled.append(window_means(maps, np.array([[1.0, 1, 2, 2]]) / 3)[0])
+        maps = encoder.maps(picture[y - 80 : y + 160, x - 80 : x + 160])
+        assert {one.shape[:2] for one in maps} == {(60, 60)} and sum(one.shape[2] for one in maps) == encoder.n_maps
+        window = np.array([[1.0, 1, 2, 2]]) / 3
+        pooled.append(np.concatenate([window_means(one, window)[0] for one in maps]))
     found = encoder.pooled(np.array(pooled))
     assert found.shape == exact.shape and found.dtype == np.float32
     alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(exact.T, found.T, strict=True) if a.std() > 1e-4]

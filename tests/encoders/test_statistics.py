@@ -74,3 +74,24 @@ def test_a_patch_is_described_whatever_stands_beside_it(patches: np.ndarray) -> 
 def test_statistics_do_not_mind_which_way_up_a_patch_is(patches: np.ndarray) -> None:
     for turned in (np.rot90(patches, axes=(1, 2)), patches[:, ::-1]):
         assert np.allclose(Statistics()(turned), Statistics()(patches), atol=1e-4)
+
+
+def test_maps_are_means_and_histograms_of_cells(patches: np.ndarray) -> None:
+    tile = np.concatenate([np.concatenate(patches[[0, 1, 2]], axis=1)] * 3)  # 240 px: noise, glass and a disc
+    means, histograms = Statistics().maps(tile)
+    assert means.shape == (60, 60, 41) and histograms.shape == (60, 60, 240)
+    density = -np.log((tile.astype(float) + 1) / 256)
+    stains = density @ np.linalg.inv(rgb_from_hed)[:, :2]
+    channels = np.concatenate([tile / 255, stains, density.mean(axis=-1, keepdims=True)], axis=-1)
+    pairs = [channels[..., i] * channels[..., j] for i, j in ((0, 1), (0, 2), (1, 2), (3, 4))]
+    glass = (tile.min(axis=-1) > 220).astype(float)
+    plain = np.concatenate([channels, channels**2, np.stack([*pairs, glass], axis=-1)], axis=-1)
+    assert np.allclose(means[..., :17], plain.reshape(60, 4, 60, 4, 17).mean(axis=(1, 3)), atol=1e-5)
+    for at, cell in ((3, 44), (2, 7), (31, 20), (59, 59)):
+        pixels = channels[4 * at : 4 * at + 4, 4 * cell : 4 * cell + 4].reshape(16, 6)
+        for i, (low, high) in enumerate(zip((0, 0, 0, -0.1, -1, 0), (1, 1, 1, 4, 0.8, 3), strict=True)):
+            share = np.cumsum(histograms[at, cell, 40 * i : 40 * i + 40])
+            bins = (pixels[:, i] - low) / (high - low) * 40
+            for edge in range(1, 40):  # a value on an edge may fall either way
+                assert np.mean(bins < edge - 1e-3) <= share[edge - 1] <= np.mean(bins < edge + 1e-3)
+            assert share[-1] == 1
