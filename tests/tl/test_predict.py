@@ -148,7 +148,7 @@ def test_predicting_again_replaces_the_old_result(two: SpatialData, quick: dict[
 def test_a_layer_that_no_memory_holds_is_refused(
     two: SpatialData, model: nh.NH2ST, encoder: Any, quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nh2st_scverse.prediction.LARGEST_LAYER", 1000)
+    monkeypatch.setattr("nh2st_scverse.prediction.places.LARGEST_LAYER", 1000)
     for given in (quick, {"model": model, "encoder": encoder}):
         with pytest.raises(ValueError, match=r"would take 0 GB of memory: pass table_added='predicted'"):
             nh.tl.predict_expression(two, **given)
