@@ -15,12 +15,13 @@ from nh2st_scverse.data.cluster import encode_on_cluster
 from nh2st_scverse.data.expression import to_dense
 from nh2st_scverse.data.feature_cache import PART, FeatureCache, release
 from nh2st_scverse.data.geometry import Geometry
-from nh2st_scverse.data.lattice import lay_lattice
-from nh2st_scverse.data.maps import encode_maps
+from nh2st_scverse.data.lattice import Nodes
+from nh2st_scverse.data.maps import Tiled
 from nh2st_scverse.data.patches import ahead, batches, cut
 from nh2st_scverse.data.section import Section
+from nh2st_scverse.data.sweep import Way, sweep
 from nh2st_scverse.encoders import Encoder
-from nh2st_scverse.encoders._base import has_maps, parts_of
+from nh2st_scverse.encoders._base import check_shape, has_maps, parts_of
 
 
 @dataclass(frozen=True)
@@ -114,28 +115,31 @@ def encode_section(
             if cache is not None:
                 cache.put(at, field, found)
             bar.update(len(found))
+        ways: list[Way] = []
+        of_way, lacking = [], {}  # field and columns of each way; parts of each batch of a field that are to come
+        batch = np.full((len(fields), section.n_spots), -1)  # of each spot
         for field, ats in of_maps.items():
-            batch = np.full(section.n_spots, -1)
             for at in ats:
-                batch[some[at]] = at
-            jobs, start = [], columns[field].start
+                batch[field, some[at]] = at
+            start, lacking[field] = columns[field].start, np.zeros(len(some), dtype=int)
             for part in parts_of(encoder):
-                own = slice(start, start + part.dim)  # its columns
-                jobs.append((part, own, np.flatnonzero(_lacks(features, own.start) & (batch >= 0))))
+                own = slice(start, start + part.dim)
+                places = np.flatnonzero(_lacks(features, own.start) & (batch[field] >= 0))
+                lacking[field] += np.bincount(batch[field, places], minlength=len(some))
+                kind = Tiled if has_maps(part) else Nodes
+                ways.append(kind(section.geometry, part, places, field_um=patch_um * fields[field]))
+                of_way.append((field, own))
                 start = own.stop
-            lacking = np.bincount(np.concatenate([batch[places] for _, _, places in jobs]), minlength=len(some))
-            bar.update(sum(len(some[at]) for at in ats) * len(jobs) - int(lacking.sum()))
-            for part, own, places in jobs:
-                encode = encode_maps if has_maps(part) else _interpolated
-                side = patch_um * fields[field]
-                for which, found in encode(section.geometry, part, places, field_um=side, client=client):
-                    features[which, own] = found
-                    release(features)
-                    bar.update(len(found))
-                    for at, n in zip(*np.unique(batch[which], return_counts=True), strict=True):
-                        lacking[at] -= n
-                        if cache is not None and not lacking[at]:
-                            cache.put(at, field, features[some[at], columns[field]])
+            bar.update(sum(len(some[at]) for at in ats) * n_parts - int(lacking[field].sum()))
+        for way, which, found in sweep(ways, client):
+            field, own = of_way[way]
+            features[which, own] = found
+            release(features)
+            bar.update(len(found))
+            for at, n in zip(*np.unique(batch[field, which], return_counts=True), strict=True):
+                lacking[field][at] -= n
+                if cache is not None and not lacking[field][at]:
+                    cache.put(at, field, features[some[at], columns[field]])
     return features
 
 
@@ -148,28 +152,13 @@ def _lacks(features: np.ndarray, column: int) -> np.ndarray:
     return lacks
 
 
-def _interpolated(
-    geometry: Geometry, encoder: Encoder, places: np.ndarray, *, field_um: float, client: Any = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features of places (n,) from patches at the nodes of a lattice, as :func:`encode_maps` gives those of maps."""
-    nodes, blocks = lay_lattice(geometry, places, field_um=field_um)
-    work = [(block.nodes, field_um) for block in blocks]
-    for i, found in _encoded(nodes, encoder, work, client):
-        yield from blocks[i].between(found)
-
-
 def _encoded(
     geometry: Geometry, encoder: Encoder, work: Sequence[tuple[np.ndarray, float]], client: Any
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Encode batches of patches, here one after the other or on a cluster: position of the batch, its features."""
     given = geometry, encoder, work
     for i, found in _here(*given) if client is None else encode_on_cluster(*given, client):
-        wanted = (len(work[i][0]), encoder.dim)
-        if found.shape != wanted:
-            raise ValueError(
-                f"Expected encoder {encoder.name!r} to give features of shape {wanted}, found {found.shape}. Does "
-                "its dim say what it returns?"
-            )
+        check_shape(encoder, found, len(work[i][0]))
         yield i, found
 
 

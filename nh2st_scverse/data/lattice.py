@@ -8,13 +8,18 @@ so a place has the same features among few others or many.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from distributed import Client
 from scipy import sparse
 
+from nh2st_scverse.data.cluster import encode_on_cluster
 from nh2st_scverse.data.geometry import Geometry, apply_affine
+from nh2st_scverse.data.patches import resized, windows_of
+from nh2st_scverse.encoders import Encoder
+from nh2st_scverse.encoders._base import check_shape
 
 PER_FIELD = 2  # nodes along the side of a field of view
 BLOCK = 16  # cells along the side of a block
@@ -35,6 +40,41 @@ class Block:
         for start in range(0, len(self.places), AT_ONCE):
             some = slice(start, start + AT_ONCE)
             yield self.places[some], np.asarray(self.weights[some] @ features, dtype=np.float32)
+
+
+class Nodes:
+    """Features of places (n,), positions in a geometry, from those of patches at the nodes of a lattice.
+
+    See :class:`nh2st_scverse.data.sweep.Way`.
+    """
+
+    in_workers = False  # an encoder has its own for patches
+
+    def __init__(self, geometry: Geometry, encoder: Encoder, places: np.ndarray, *, field_um: float) -> None:
+        self.encoder, self.field_um = encoder, field_um
+        self.nodes, self.blocks = lay_lattice(geometry, places, field_um=field_um)
+        self.windows = [windows_of(self.nodes, one.nodes, field_um, encoder.input_size) for one in self.blocks]
+
+    def see(self, piece: int, window: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The patches of a block."""
+        return resized(window, len(self.blocks[piece].nodes), self.encoder.input_size)
+
+    def draw(self, piece: int, seen: np.ndarray) -> np.ndarray:
+        """They are seen as they are."""
+        return seen
+
+    def encode(self, piece: int, drawn: np.ndarray) -> np.ndarray:
+        """Features of the nodes of a block."""
+        return np.asarray(self.encoder(drawn), dtype=np.float32)
+
+    def on_cluster(self, client: Client) -> Iterator[tuple[int, np.ndarray]]:
+        """The same of all blocks."""
+        return encode_on_cluster(self.nodes, self.encoder, [(one.nodes, self.field_um) for one in self.blocks], client)
+
+    def collect(self, piece: int, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The places in a block."""
+        check_shape(self.encoder, found, len(self.blocks[piece].nodes))
+        return self.blocks[piece].between(found)
 
 
 def lay_lattice(geometry: Geometry, places: np.ndarray, *, field_um: float) -> tuple[Geometry, list[Block]]:

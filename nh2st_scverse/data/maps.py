@@ -9,7 +9,7 @@ the same features among few others or many.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,15 +17,15 @@ from typing import Any
 import dask
 import numpy as np
 import torch
+from distributed import Client
 from PIL import Image
 from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F
 
-from nh2st_scverse._threads import in_workers
 from nh2st_scverse.data.cluster import on_cluster
 from nh2st_scverse.data.geometry import Geometry
-from nh2st_scverse.data.patches import Pixels, ahead, best_level
+from nh2st_scverse.data.patches import Pixels, Windows, best_level
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._base import on_gpu
 
@@ -46,33 +46,45 @@ class Tile:
     groups: tuple[tuple[int, int], ...]  # which places the windows are of: group, and number of its places
 
 
-def encode_maps(
-    geometry: Geometry, encoder: Encoder, places: np.ndarray, *, field_um: float, client: Any = None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features of places (n,), positions in the geometry, at one field of view; some places at a time.
+class Tiled:
+    """Features of places (n,), positions in a geometry, by the maps of an encoder at one field of view.
 
-    What is in memory depends neither on the size of the image nor on the number of places.
-
-    Yields
-    ------
-    (m,) places, and (m, dim) float32.
+    See :class:`nh2st_scverse.data.sweep.Way`.
     """
-    members, tiles = lay_tiles(geometry, places, field_um=field_um, size_px=encoder.input_size)
-    waiting: dict[int, Any] = {}  # sums of groups of places that lie in several tiles
-    lacking = [0] * len(members)
-    for tile in tiles:
-        for group, _ in tile.groups:
-            lacking[group] += 1
-    given = geometry, encoder
-    found = _here(*given, tiles) if client is None else on_cluster(_alone, given, tiles, client)
-    for i, sums in found:
+
+    def __init__(self, geometry: Geometry, encoder: Encoder, places: np.ndarray, *, field_um: float) -> None:
+        self.geometry, self.encoder = geometry, encoder
+        self.members, self.tiles = lay_tiles(geometry, places, field_um=field_um, size_px=encoder.input_size)
+        self.windows = [_whole(geometry, tile) for tile in self.tiles]
+        self.in_workers = not on_gpu(encoder)  # which one thread serves: others would only wait for it
+        self.waiting: dict[int, Any] = {}  # sums of groups of places that lie in several tiles
+        self.lacking = np.bincount([i for tile in self.tiles for i, _ in tile.groups], minlength=len(self.members))
+
+    def see(self, piece: int, window: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The pixels under a tile."""
+        return window(0)
+
+    def draw(self, piece: int, seen: np.ndarray) -> np.ndarray:
+        """The picture (side, side, 3) of a tile."""
+        return _drawn(self.encoder, self.tiles[piece], seen)
+
+    def encode(self, piece: int, drawn: np.ndarray) -> np.ndarray:
+        """Parts of the means over the windows in a tile."""
+        return _pool(self.encoder, self.tiles[piece], drawn)
+
+    def on_cluster(self, client: Client) -> Iterator[tuple[int, np.ndarray]]:
+        """The same of all tiles."""
+        return on_cluster(_alone, (self.geometry, self.encoder), self.tiles, client)
+
+    def collect(self, piece: int, found: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Places whose windows lie in tiles that are known now."""
         start = 0
-        for group, n in tiles[i].groups:
-            waiting[group] = waiting.get(group, 0) + sums[start : start + n]
+        for group, n in self.tiles[piece].groups:
+            self.waiting[group] = self.waiting.get(group, 0) + found[start : start + n]
             start += n
-            lacking[group] -= 1
-            if not lacking[group]:
-                yield members[group], encoder.pooled(waiting.pop(group))  # type: ignore[attr-defined]
+            self.lacking[group] -= 1
+            if not self.lacking[group]:
+                yield self.members[group], self.encoder.pooled(self.waiting.pop(group))  # type: ignore[attr-defined]
 
 
 def lay_tiles(
@@ -136,38 +148,19 @@ def _edges(sides: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([below[:, 0], below[:, 0] + 1, below[:, 1], below[:, 1] + 1], axis=1), weights
 
 
-def _here(geometry: Geometry, encoder: Encoder, tiles: Sequence[Tile]) -> Iterator[tuple[int, np.ndarray]]:
-    """Encode tiles in this process: pixels are read by a thread while workers encode those before."""
-    if not tiles:
-        return
-    corner, side = zip(*(_whole(tile) for tile in tiles), strict=True)
-    pixels = Pixels(geometry.levels[tiles[0].level], [(c[None], side[0]) for c in corner])
-
-    def read() -> Iterator[tuple[Tile, np.ndarray]]:
-        for tile, at in zip(tiles, corner, strict=True):
-            with pixels.load(at[None], side[0]) as window:
-                pixel = window(0)
-            yield tile, pixel
-
-    if on_gpu(encoder):  # which one thread serves: others would only wait for it
-        drawn = in_workers(lambda job: (job[0], _drawn(encoder, *job)), ahead(read()))
-        yield from enumerate(_pool(encoder, tile, image) for tile, image in drawn)
-        return
-    yield from enumerate(in_workers(lambda job: _pool(encoder, job[0], _drawn(encoder, *job)), ahead(read())))
-
-
 def _alone(geometry: Geometry, encoder: Encoder, tile: Tile) -> np.ndarray:
     """Encode one tile on a worker of a cluster."""
-    corner, side = _whole(tile)
-    with dask.config.set(scheduler="synchronous"):  # a task that waits for tasks would wait for its own worker
-        level = geometry.levels[tile.level]
-        with Pixels(level, [(corner[None], side)]).load(corner[None], side) as window:
-            return _pool(encoder, tile, _drawn(encoder, tile, window(0)))
+    here = _whole(geometry, tile)
+    pixels = Pixels(here.level, [(here.corners, here.side)])
+    # a task that waits for tasks would wait for its own worker
+    with dask.config.set(scheduler="synchronous"), pixels.load(here.corners, here.side) as window:
+        return _pool(encoder, tile, _drawn(encoder, tile, window(0)))
 
 
-def _whole(tile: Tile) -> tuple[np.ndarray, int]:
-    """Whole pixels under a tile: their corner and side."""
-    return np.floor(tile.corner).astype(int), int(np.ceil(tile.side)) + 1
+def _whole(geometry: Geometry, tile: Tile) -> Windows:
+    """Whole pixels under a tile."""
+    corners = np.floor(tile.corner).astype(int)[None]
+    return Windows(geometry.levels[tile.level], corners, int(np.ceil(tile.side)) + 1)
 
 
 def _drawn(encoder: Encoder, tile: Tile, pixels: np.ndarray) -> np.ndarray:

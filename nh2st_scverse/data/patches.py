@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -102,26 +103,48 @@ def cut(geometry: Geometry, work: Sequence[tuple[np.ndarray, float]], *, size_px
     ------
     (b, size_px, size_px, 3) uint8 for each batch.
     """
-    windows: list[tuple[Level, np.ndarray, int]] = []  # of each batch: level, (b, 2) upper left corners, side in px
-    for spots, size_um in work:
-        level = best_level(geometry, size_um, size_px)
-        side = max(1, round(size_um / level.microns_per_pixel))
-        centres = apply_affine(level.from_shapes, geometry.coordinates[spots])  # (b, 2) x, y
-        windows.append((level, np.round(centres - side / 2).astype(int), side))
+    windows = [windows_of(geometry, spots, size_um, size_px) for spots, size_um in work]
     pixels = {
-        id(level): Pixels(level, [(corners, side) for at, corners, side in windows if at is level])
+        id(level): Pixels(level, [(one.corners, one.side) for one in windows if one.level is level])
         for level in geometry.levels
     }
+    for one in windows:
+        with pixels[id(one.level)].load(one.corners, one.side) as window:
+            patches = resized(window, len(one.corners), size_px)
+        yield patches
 
-    def resized(window: np.ndarray) -> np.ndarray:
+
+@dataclass(frozen=True)
+class Windows:
+    """Squares of one side on a level of an image."""
+
+    level: Level
+    corners: np.ndarray  # (b, 2) upper left ones, x and y in px
+    side: int  # in px
+
+    @property
+    def left_um(self) -> float:
+        """Where the leftmost begins, in µm of the image."""
+        return float(self.corners[:, 0].min() * self.level.microns_per_pixel)
+
+
+def windows_of(geometry: Geometry, spots: np.ndarray, size_um: float, size_px: int) -> Windows:
+    """What patches of spots (b,) are cut from: squares of `size_um` on the level that fits `size_px`."""
+    level = best_level(geometry, size_um, size_px)
+    side = max(1, round(size_um / level.microns_per_pixel))
+    centres = apply_affine(level.from_shapes, geometry.coordinates[spots])  # (b, 2) x, y
+    return Windows(level, np.round(centres - side / 2).astype(int), side)
+
+
+def resized(window: Callable[[int], np.ndarray], n: int, size_px: int) -> np.ndarray:
+    """Patches (n, size_px, size_px, 3) of windows, by several threads: Pillow lets others run."""
+
+    def one(i: int) -> np.ndarray:
         # bicubic with Pillow's support scaled to the reduction: no aliasing
-        return np.asarray(Image.fromarray(window).resize((size_px, size_px), Image.Resampling.BICUBIC))
+        return np.asarray(Image.fromarray(window(i)).resize((size_px, size_px), Image.Resampling.BICUBIC))
 
-    with ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2))) as pool:  # Pillow lets other threads run
-        for level, corners, side in windows:
-            with pixels[id(level)].load(corners, side) as window:
-                patches = np.stack(list(pool.map(lambda i, window=window: resized(window(i)), range(len(corners)))))
-            yield patches
+    with ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2))) as pool:
+        return np.stack(list(pool.map(one, range(n))))
 
 
 class Pixels:

@@ -140,6 +140,15 @@ def blocks_of(encoder: Encoder) -> tuple[int, ...]:
     return tuple(getattr(encoder, "blocks", None) or (encoder.dim,))
 
 
+def check_shape(encoder: Encoder, found: np.ndarray, n: int) -> None:
+    """What an encoder says of n patches is (n, dim)."""
+    if found.shape != (n, encoder.dim):
+        raise ValueError(
+            f"Expected encoder {encoder.name!r} to give features of shape {(n, encoder.dim)}, found {found.shape}. "
+            "Does its dim say what it returns?"
+        )
+
+
 @lru_cache(maxsize=4)
 def _named(name: str, device: str) -> Encoder:
     from nh2st_scverse import encoders

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import torch
@@ -13,14 +15,17 @@ from distributed import Client
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity
+from xarray import DataArray
 
 import nh2st_scverse as nh
 from nh2st_scverse.data.feature_cache import FeatureCache
 from nh2st_scverse.data.features import Sight, encode_section
 from nh2st_scverse.data.geometry import Geometry, locate
 from nh2st_scverse.data.inputs import Recipe, sight_um
-from nh2st_scverse.data.maps import encode_maps, window_means
+from nh2st_scverse.data.lattice import Nodes
+from nh2st_scverse.data.maps import Tiled, window_means
 from nh2st_scverse.data.section import Section, locate_sections
+from nh2st_scverse.data.sweep import sweep
 from nh2st_scverse.encoders import _torch
 from nh2st_scverse.encoders._statistics import Statistics
 from nh2st_scverse.encoders._turned import Turned
@@ -99,7 +104,7 @@ def geometry_of(image: np.ndarray, centres: np.ndarray, *, lazy: bool = False) -
 def features_of(geometry: Geometry, encoder: Any, places: np.ndarray | None = None, **options: Any) -> np.ndarray:
     places = np.arange(len(geometry.coordinates)) if places is None else places
     found = np.full((len(geometry.coordinates), encoder.dim), np.nan)
-    for which, values in encode_maps(geometry, encoder, places, field_um=SIDE, **options):
+    for _, which, values in sweep([Tiled(geometry, encoder, places, field_um=SIDE)], **options):
         assert np.isnan(found[which]).all()  # every place once
         found[which] = values
     return found
@@ -224,6 +229,33 @@ def test_turned_encoders_give_maps_where_theirs_do() -> None:
 @pytest.fixture(scope="module")
 def section() -> Section:
     return locate_sections(nh.datasets.synthetic(width_um=1600, microns_per_pixel=2))[0]
+
+
+def test_an_image_is_read_once_for_all_encoders_and_fields(image: np.ndarray) -> None:
+    rng, reads = np.random.default_rng(2), Counter[tuple[int, int]]()
+
+    def block(block_info: Any) -> np.ndarray:
+        _, (y0, y1), (x0, x1) = block_info[None]["array-location"]
+        reads[y0, x0] += 1
+        return image.transpose(2, 0, 1)[:, y0:y1, x0:x1]
+
+    class Plain(Pixels):
+        n_maps = 0
+
+    chunks = (3,), (40, 40, 17), (40, 40, 40, 30)
+    lazy = da.map_blocks(block, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    geometry = geometry_of(image, rng.uniform(0, SIZE, (50, 2)))
+    level = replace(geometry.levels[0], array=DataArray(lazy, dims=("c", "y", "x")))
+    geometry = replace(geometry, levels=(level,))
+    places = np.arange(50)
+    ways = [kind(geometry, encoder, places, field_um=side * SIDE)
+            for kind, encoder in ((Tiled, Pixels()), (Nodes, Plain())) for side in (1, 2)]  # fmt: skip
+    found: list[list[int]] = [[], [], [], []]
+    for way, which, features in sweep(ways):
+        assert features.shape == (len(which), 3)
+        found[way] += which.tolist()
+    assert [sorted(one) for one in found] == [places.tolist()] * 4
+    assert set(reads.values()) == {1} and len(reads) == 12
 
 
 def test_fields_of_view_are_pooled_or_cut_as_asked(section: Section) -> None:
