@@ -48,7 +48,7 @@ class Nodes:
     See :class:`nh2st_scverse.data.sweep.Way`.
     """
 
-    in_workers = False  # an encoder has its own for patches
+    in_workers, draw = False, None  # an encoder has workers of its own for patches
 
     def __init__(self, geometry: Geometry, encoder: Encoder, places: np.ndarray, *, field_um: float) -> None:
         self.encoder, self.field_um = encoder, field_um
@@ -58,10 +58,6 @@ class Nodes:
     def see(self, piece: int, window: Callable[[int], np.ndarray]) -> np.ndarray:
         """The patches of a block."""
         return resized(window, len(self.blocks[piece].nodes), self.encoder.input_size)
-
-    def draw(self, piece: int, seen: np.ndarray) -> np.ndarray:
-        """They are seen as they are."""
-        return seen
 
     def encode(self, piece: int, drawn: np.ndarray) -> np.ndarray:
         """Features of the nodes of a block."""

@@ -26,15 +26,16 @@ class Way(Protocol):
 
     @property
     def in_workers(self) -> bool:
-        """Whether pieces are encoded by one of several threads; else by the one that asks, in turn."""
+        """Whether what is drawn is encoded by the same thread; else by the one that asks, in turn."""
+        ...
+
+    @property
+    def draw(self) -> Callable[[int, np.ndarray], np.ndarray] | None:
+        """What the encoder sees of a piece, made by one of several threads; None: what was taken, as it is."""
         ...
 
     def see(self, piece: int, window: Callable[[int], np.ndarray]) -> np.ndarray:
         """Take what is needed of the windows of a piece, while they are there."""
-        ...
-
-    def draw(self, piece: int, seen: np.ndarray) -> np.ndarray:
-        """What the encoder sees, made by one of several threads."""
         ...
 
     def encode(self, piece: int, drawn: np.ndarray) -> np.ndarray:
@@ -84,10 +85,18 @@ def _here(ways: Sequence[Way]) -> Iterator[tuple[int, int, np.ndarray]]:
                 taken = ways[at].see(piece, window)
             yield at, piece, taken
 
+    def begun() -> Iterator[tuple[int, int, np.ndarray]]:
+        for at, piece, taken in ahead(read()):  # what is not drawn is encoded at once: many would fill the memory
+            yield at, piece, taken if ways[at].draw else ways[at].encode(piece, taken)
+
     def work(step: tuple[int, int, np.ndarray]) -> tuple[int, int, np.ndarray]:
         at, piece, taken = step
-        drawn = ways[at].draw(piece, taken)
-        return at, piece, ways[at].encode(piece, drawn) if ways[at].in_workers else drawn
+        draw = ways[at].draw
+        if draw is None:
+            return step
+        picture = draw(piece, taken)
+        return at, piece, ways[at].encode(piece, picture) if ways[at].in_workers else picture
 
-    for at, piece, found in in_workers(work, ahead(read())):
-        yield at, piece, found if ways[at].in_workers else ways[at].encode(piece, found)
+    for at, piece, found in in_workers(work, begun()):
+        later = ways[at].draw and not ways[at].in_workers
+        yield at, piece, ways[at].encode(piece, found) if later else found
