@@ -24,7 +24,7 @@ from nh2st_scverse.data.expression import numbers
 from nh2st_scverse.data.geometry import Geometry, is_hexagonal, is_square, kind_of_shapes
 from nh2st_scverse.data.images import apply_affine
 from nh2st_scverse.data.patches import best_level, overhang, thumbnail
-from nh2st_scverse.data.pixels import BLACK, not_scanned, why_not_stained
+from nh2st_scverse.data.pixels import BLACK, extremes, not_scanned, why_not_stained
 from nh2st_scverse.data.placement import CELLS, ENOUGH_SPOTS, MOST_SPOTS, components_of
 from nh2st_scverse.data.placement import fit as fit_places
 from nh2st_scverse.data.quality import image_quality
@@ -334,8 +334,8 @@ def tissue_of(picture: np.ndarray) -> np.ndarray:
     Black (not scanned) and ink are left out; where nothing is as pale as glass, all is tissue.
     """
     picture = picture.astype(np.float32)
-    brightest = picture.max(axis=2)
-    saturation = gaussian((brightest - picture.min(axis=2)) / np.maximum(brightest, 1), 3)
+    brightest, least = extremes(picture)
+    saturation = gaussian((brightest - least) / np.maximum(brightest, 1), 3)
     seen = (brightest > BLACK) & ~not_scanned(picture)
     if not seen.any() or np.ptp(saturation[seen]) < 1e-3:
         return np.zeros(saturation.shape, dtype=bool)

@@ -145,12 +145,18 @@ def on_white(pixels: NDArray[Any], *, premultiplied: bool = False) -> NDArray[np
     return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
 
 
+def extremes(picture: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The brightest and the darkest of the three colours of each pixel of a picture (h, w, 3): (h, w) each."""
+    red, green, blue = (picture[..., i] for i in range(3))  # four times as fast as along the last axis
+    return np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+
+
 def not_scanned(picture: NDArray[Any]) -> NDArray[np.bool_]:
     """Black areas and strokes of a pen on a small picture (h, w, 3): (h, w) bool."""
     red, green, blue = (picture[..., i].astype(np.float32) for i in range(3))
     # haematoxylin and eosin both let less green through than red and blue; pens of other colours do not
     pen = (green > red + 30) | ((blue > 1.8 * red) & (blue > 60))
-    black = np.maximum(np.maximum(red, green), blue) <= BLACK
+    black = extremes(picture)[0] <= BLACK
     marked = np.zeros(black.shape, dtype=bool)
     side = max(5, round(STROKE * max(black.shape)))
     for one in (pen, black):
@@ -164,7 +170,7 @@ def why_not_stained(picture: NDArray[np.uint8]) -> str:
     every = -(-max(picture.shape) // ENOUGH)
     picture = picture[::every, ::every]
     values = picture.astype(np.float32)
-    brightest, least = values.max(axis=2), values.min(axis=2)
+    brightest, least = extremes(values)
     scanned = brightest > BLACK
     if not scanned.any():
         return "all is black"

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import TARGET_SUM
+from nh2st_scverse.encoders._statistics import DENSITY
 
 ENOUGH_SPOTS = 100  # fewer fit an image anywhere
 MOST_SPOTS = 600  # evenly chosen among more: the score takes no longer for a large section
@@ -64,7 +65,7 @@ def looks_of(picture: np.ndarray, tissue: np.ndarray, spacing: float) -> Looks:
     spacing
         Of the spots, in px of the picture.
     """
-    density = -np.log((picture.astype(np.float32) + 1) / 256)  # 0 on white
+    density = DENSITY[picture]  # 0 on white
     grey = density.mean(axis=2)
     rough = np.abs(grey - uniform_filter(grey, 5))
     layers = np.concatenate([density, rough[..., None], tissue[..., None]], axis=2)  # (h, w, 5)

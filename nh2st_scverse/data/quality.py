@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from spatialdata import SpatialData
@@ -15,6 +16,7 @@ from nh2st_scverse.data.tissue import Tissue
 
 N_TILES = 24
 TILE_UM = 128.0
+METRICS = ("tenengrad", "variance", "hematoxylin_mean", "eosin_mean", "brightness_mean")
 FINEST = 1.0  # µm per pixel: focus is told at this resolution, or at that of a coarser image
 
 
@@ -52,24 +54,7 @@ def image_quality(geometry: Geometry, places: np.ndarray) -> Quality:
     cut = iter_patches(at, np.arange(len(some)), size_um=side * resolution, size_px=side)
     strip = np.concatenate([tile for _, tiles in cut for tile in tiles], axis=1)  # (side, n * side, 3)
 
-    sdata = SpatialData(images={"tiles": Image2DModel.parse(strip.transpose(2, 0, 1), dims=("c", "y", "x"))})
-    with quiet():
-        from squidpy.experimental.im import QCMetric, qc_image
-
-        wanted = ["tenengrad", "variance", "hematoxylin_mean", "eosin_mean", "brightness_mean"]
-        qc_image(
-            sdata,
-            "tiles",
-            scale="scale0",
-            metrics=[QCMetric(name) for name in wanted],
-            tile_size=(side, side),
-            detect_outliers=False,
-            detect_tissue=False,
-            progress=False,
-            preview=False,
-        )
-    measured = sdata.tables["qc_img_tiles"].to_df()
-    gradient, variance, haematoxylin, eosin, brightness = (measured[f"qc_{name}"].to_numpy() for name in wanted)
+    gradient, variance, haematoxylin, eosin, brightness = _metrics(strip.tobytes(), side)
     seen = np.minimum(gradient, variance) > 1e-3  # else of one colour, but for rounding
     length = np.full(len(seen), np.inf)
     length[seen] = 2 * resolution * np.sqrt(variance[seen] / gradient[seen])  # Sobel's differences are over two pixels
@@ -79,6 +64,29 @@ def image_quality(geometry: Geometry, places: np.ndarray) -> Quality:
         stain=float(np.median(haematoxylin + eosin)),
         brightness=float(np.median(brightness)),
     )
+
+
+@lru_cache(maxsize=16)  # of about a megabyte each: check, training and prediction look at the same sections in turn
+def _metrics(strip: bytes, side: int) -> list[np.ndarray]:
+    """Metrics (n,) of tiles side by side, a strip (side, n * side, 3) of bytes: METRICS, each of all tiles."""
+    pixels = np.frombuffer(strip, np.uint8).reshape(side, -1, 3)
+    sdata = SpatialData(images={"tiles": Image2DModel.parse(pixels.transpose(2, 0, 1), dims=("c", "y", "x"))})
+    with quiet():
+        from squidpy.experimental.im import QCMetric, qc_image
+
+        qc_image(
+            sdata,
+            "tiles",
+            scale="scale0",
+            metrics=[QCMetric(name) for name in METRICS],
+            tile_size=(side, side),
+            detect_outliers=False,
+            detect_tissue=False,
+            progress=False,
+            preview=False,
+        )
+    measured = sdata.tables["qc_img_tiles"].to_df()
+    return [measured[f"qc_{name}"].to_numpy() for name in METRICS]
 
 
 def places_on(tissue: Tissue) -> np.ndarray:
