@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from nh2st_scverse.data.checks import Problem, finite_numbers, has_genes
+from nh2st_scverse.data.feature_cache import PART
 from nh2st_scverse.data.geometry import Geometry
 from nh2st_scverse.data.patches import thumbnail
 
@@ -65,15 +66,19 @@ def _marks(counts: Any) -> set[tuple[float, float, int]]:
     return set(zip(*(v[enough].tolist() for v in each), strict=True))
 
 
-def marks(values: np.ndarray, most: int | None = N_MARKS) -> list[str]:
-    """Hashes of the rows of expression (n, G), the smallest of them: a section is known again by a few of its spots."""
-    about = {
-        "total": np.round(values.sum(axis=1, dtype=np.float64), 1),
-        "spread": np.round(values.std(axis=1, dtype=np.float64), 3),
-        "genes": (values > 0).sum(axis=1),
-    }
-    hashes = pd.util.hash_pandas_object(pd.DataFrame(about), index=False).to_numpy()[about["spread"] > 0]
-    return [f"{one:016x}" for one in np.unique(hashes)[:most]]
+def marks(values: np.ndarray, counted: np.ndarray | None = None, most: int | None = N_MARKS) -> list[str]:
+    """Hashes of rows of expression (n, G), the smallest of them: a section is known again by a few of its spots."""
+    hashes = []
+    for start in range(0, len(values), PART):  # in double precision, many rows would not fit
+        some = values[start : start + PART]
+        some = some if counted is None else some[counted[start : start + PART]]
+        about = {
+            "total": np.round(some.sum(axis=1, dtype=np.float64), 1),
+            "spread": np.round(some.std(axis=1, dtype=np.float64), 3),
+            "genes": (some > 0).sum(axis=1),
+        }
+        hashes.append(pd.util.hash_pandas_object(pd.DataFrame(about), index=False).to_numpy()[about["spread"] > 0])
+    return [f"{one:016x}" for one in np.unique(np.concatenate(hashes))[:most]] if hashes else []
 
 
 def touching(pieces: Sequence[Piece]) -> list[Problem]:

@@ -90,6 +90,15 @@ def make_folds(
     return folds
 
 
+def some_of(spots: Spots, most: int, seed: int = 0) -> Spots:
+    """At most so many spots, drawn alike from all sections; themselves where they are not more."""
+    share = most / max(1, sum(len(at) for _, at in spots))
+    if share >= 1:
+        return spots
+    rng = np.random.default_rng(seed)
+    return tuple((i, np.sort(rng.permutation(at)[: int(share * len(at))])) for i, at in spots)
+
+
 def _block_fold(sections: Sequence[Section], block: int, field_um: float, strict: bool) -> Fold:
     train, held_out, apart = [], [], True
     for i, section in enumerate(sections):

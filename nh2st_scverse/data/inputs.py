@@ -180,7 +180,7 @@ class Encoding:
     progress: bool = True
     cache_dir: str | os.PathLike[str] | None = None
     client: Any = None
-    spill: bool = False  # features of more than MANY spots on disk, in 16 bits; they are not left in the table
+    spill: bool = False  # those of more than MANY spots in all on disk, in 16 bits; they are not left in the table
 
 
 _begun: dict[str, np.ndarray] = {}  # by mark: the encoding that was interrupted last, for the same process
@@ -196,6 +196,7 @@ def encode(cohort: Cohort, recipe: Recipe, kept: KeptFeatures, how: Encoding = H
     there: an interrupted encoding goes on where it stopped. With a ``client`` the workers of a dask cluster encode.
     """
     found = []
+    spilled = how.spill and sum(section.n_spots for section in cohort.sections) > MANY
     for sample in cohort.samples:
         section, table = sample.section, sample.table
         if isinstance(recipe.encoder, Precomputed):
@@ -205,19 +206,18 @@ def encode(cohort: Cohort, recipe: Recipe, kept: KeptFeatures, how: Encoding = H
         mark = recipe.mark(section, encoder, table.obs_names[section.rows])
         features = kept.get(sample, mark)
         if features is None:
-            features = _encode(section, encoder, recipe, mark, how)
+            features = _encode(section, encoder, recipe, mark, how, spilled)
         if not isinstance(features, np.memmap):
             kept.put(sample, mark, features)
         found.append(features)
     return tuple(found)
 
 
-def _encode(section: Section, encoder: Encoder, recipe: Recipe, mark: str, how: Encoding) -> np.ndarray:
+def _encode(section: Section, encoder: Encoder, recipe: Recipe, mark: str, how: Encoding, spilled: bool) -> np.ndarray:
     """Encode one section; what an interruption leaves is kept, on disk or in this process."""
     features = _begun.pop(mark, None)
     if features is None:
         shape = section.n_spots, len(recipe.fields) * encoder.dim
-        spilled = how.spill and section.n_spots > MANY
         features = on_disk(*shape) if spilled else np.full(shape, np.nan, dtype=np.float32)
     _begun.clear()
     try:

@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import N_NODES
 
+AT_ONCE = 8192  # spots whose neighbours are looked up at a time: candidates of all would not fit
 MOST_TIES = 16  # spots that may be as far as the last neighbour is
 REACH = 2.3  # spot spacings: farther spots are not neighbours but the other side of a hole
 
@@ -49,18 +50,23 @@ def neighbourhoods(xy: np.ndarray, spacing: float, usable: np.ndarray, n_nodes: 
         )
     # On a grid several spots are equally far. Which of them count must not depend on the order of the rows: those first
     # by x, then by y. So more than K are looked up, and sorted. The spot itself always stands first.
-    distance, found = cKDTree(xy[members]).query(xy, min(len(members), n_nodes + MOST_TIES))
-    nodes = members[found]
-    own = np.arange(len(xy))[:, None]
-    away = np.round((xy[nodes] - xy[:, None]) / spacing, 6)
-    keys = (away[..., 1], away[..., 0], np.round(distance / spacing, 6), nodes != own)  # the last one counts most
-    order = np.lexsort(keys, axis=1)[:, :n_nodes]
-    nodes, distance = (np.take_along_axis(values, order, axis=1) for values in (nodes, distance))
-    nodes[:, 0] = own[:, 0]  # also of a spot that is nobody's neighbour
-    mask = distance <= REACH * spacing
-    mask[:, 0] = True
-    nodes = np.where(mask, nodes, own)
-    return Neighbours(nodes, mask, ((xy[nodes] - xy[:, None]) / spacing).astype(np.float32))
+    tree = cKDTree(xy[members])
+    found = alone(len(xy), n_nodes)
+    for start in range(0, len(xy), AT_ONCE):
+        rows = slice(start, start + AT_ONCE)
+        distance, near = tree.query(xy[rows], min(len(members), n_nodes + MOST_TIES))
+        nodes, own = members[near], found.nodes[rows, :1].copy()
+        away = np.round((xy[nodes] - xy[rows, None]) / spacing, 6)
+        keys = (away[..., 1], away[..., 0], np.round(distance / spacing, 6), nodes != own)  # the last one counts most
+        order = np.lexsort(keys, axis=1)[:, :n_nodes]
+        nodes, distance = (np.take_along_axis(values, order, axis=1) for values in (nodes, distance))
+        nodes[:, :1] = own  # also of a spot that is nobody's neighbour
+        mask = distance <= REACH * spacing
+        mask[:, 0] = True
+        found.nodes[rows] = np.where(mask, nodes, own)
+        found.mask[rows] = mask
+        found.offsets[rows] = (xy[found.nodes[rows]] - xy[rows, None]) / spacing
+    return found
 
 
 def alone(n: int, n_nodes: int = N_NODES) -> Neighbours:

@@ -11,7 +11,7 @@ import torch
 
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import Run
-from nh2st_scverse.data.folds import Fold, make_folds
+from nh2st_scverse.data.folds import Fold, make_folds, some_of
 from nh2st_scverse.data.inputs import sight_um
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._torch import trunk_of
@@ -21,7 +21,7 @@ from nh2st_scverse.model.trust import Trust, principal_genes
 from nh2st_scverse.nn import Config
 from nh2st_scverse.train.checkpoint import claim, data_hash
 from nh2st_scverse.train.data import Data
-from nh2st_scverse.train.fit import Fitted, fit_member, refit_ridges, seeded
+from nh2st_scverse.train.fit import MOST_SPOTS, Fitted, fit_member, refit_ridges, seeded
 from nh2st_scverse.train.progress import progress_bar
 from nh2st_scverse.train.scores import gene_pearson, nanmean
 from nh2st_scverse.train.trust import Novelty, Residuals
@@ -62,6 +62,7 @@ def fit(data: Data, config: Config, card: Card, run: Run, encoder: Encoder, *, n
         seed=run.seed,
         strict=False,
     )
+    folds = [replace(fold, held_out=some_of(fold.held_out, MOST_SPOTS, run.seed)) for fold in folds]
     folder = run.checkpoint_dir
     if folder is not None:
         about = {
@@ -106,7 +107,7 @@ def fit(data: Data, config: Config, card: Card, run: Run, encoder: Encoder, *, n
     if config.ridge:
         refit_ridges(members, data, seed=run.seed)
     predicted, scores, residuals = _held_out(data, folds, fitted)
-    everything = np.concatenate([p[np.isfinite(p).all(axis=1)] for p in predicted])
+    everything = np.concatenate(predicted)
     novelty = None if data.has_patches else Novelty.fit(data, run.seed)
     return NH2ST(
         members=members,
@@ -122,21 +123,25 @@ def fit(data: Data, config: Config, card: Card, run: Run, encoder: Encoder, *, n
 def _held_out(
     data: Data, folds: list[Fold], fitted: list[Fitted]
 ) -> tuple[list[np.ndarray], np.ndarray, Residuals | None]:
-    """Predictions of the spots of each section by members that never saw them, their scores (G,) and residuals."""
-    each = range(len(data.sections))
-    predicted = [np.full_like(data.target(i), np.nan) for i in each]
-    apart = [np.zeros(section.n_spots, dtype=bool) for section in data.sections]
-    for fold, one in zip(folds, fitted, strict=False):  # a stopped training has fewer members
-        for (at, spots), values in zip(fold.held_out, one.predicted, strict=True):
-            predicted[at][spots] = values
-            apart[at][spots] = fold.apart  # a margin that had to shrink stops a member, but scores nothing
-    pairs = []
-    for i in each:
-        scored = data.trainable(i) & apart[i] & np.isfinite(predicted[i]).all(axis=1)
-        if scored.sum() > 2:
-            pairs.append((predicted[i][scored], data.target(i)[scored]))
+    """Predictions of held-out spots (n, G) of each section, the scores (G,) of them, and residuals."""
+    assert data.targets is not None
+    n_genes = len(data.targets.genes)
+    predicted, pairs = [], []
+    for i in range(len(data.sections)):
+        parts = [(np.empty(0, dtype=int), np.empty((0, n_genes), np.float32), np.empty(0, dtype=bool))]
+        for fold, one in zip(folds, fitted, strict=False):  # a stopped training has fewer members
+            of_fold = zip(fold.held_out, one.predicted, strict=True)
+            # a margin that had to shrink stops a member, but scores nothing
+            parts += [(spots, p, np.full(len(spots), fold.apart)) for (at, spots), p in of_fold if at == i]
+        spots, values, apart = map(np.concatenate, zip(*parts, strict=True))
+        known = np.flatnonzero(np.isfinite(values).all(axis=1))
+        known = known[np.argsort(spots[known])]
+        predicted.append(values[known])
+        scored = known[(data.trainable(i)[spots] & apart)[known]]
+        if len(scored) > 2:
+            pairs.append((values[scored], data.target(i, spots[scored])))
     if not pairs:
-        return predicted, np.full(predicted[0].shape[1], np.nan), None
+        return predicted, np.full(n_genes, np.nan), None
     scores = [gene_pearson(torch.from_numpy(p), torch.from_numpy(t)).numpy() for p, t in pairs]
     residuals = Residuals.fit(*map(np.concatenate, zip(*pairs, strict=True)))
     return predicted, nanmean(np.stack(scores)), residuals

@@ -18,7 +18,6 @@ import torch
 from nh2st_scverse._options import as_folder
 from nh2st_scverse._validators import check_path
 from nh2st_scverse.data.feature_cache import PART, release
-from nh2st_scverse.data.inputs import MANY
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.model import hub
@@ -30,7 +29,7 @@ from nh2st_scverse.nn import Config, Member
 from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.likeness import likeness
 from nh2st_scverse.train.task import Part, attend_parts, predict_parts
-from nh2st_scverse.train.tensors import Tensors, project, stack
+from nh2st_scverse.train.tensors import Tensors, components, stack
 from nh2st_scverse.train.trust import Novelty, Residuals
 
 T = TypeVar("T")
@@ -318,17 +317,14 @@ class NH2ST:
                 "table by nh.tl.predict_expression(sdata, model=model)."
             )
         standardise = self.config.standardise == "section"
-        # those of so many spots are projected without being held as a whole
-        many = inputs.ndim == 2 and len(inputs) > MANY and self.config.n_components is not None
-        tensors = stack(Data((section,), (inputs[:, :0] if many else inputs,)), standardise=standardise).to(device)
+        projected = self.config.n_components is not None
+        tensors = stack(Data((section,), (inputs,)), standardise=standardise, projected=projected).to(device)
         for member in self.members:
             with torch.inference_mode():
                 member.to(device)
                 seen = tensors
                 if member.trunk is None and member.projection is not None:
-                    given = section, inputs, standardise, member.projection
-                    components = project(*given) if many else member.projection(tensors.inputs)
-                    seen = replace(tensors, inputs=components)
+                    seen = replace(tensors, inputs=components(tensors.inputs, member.projection))
                 found = of(member, seen)
                 member.cpu()
             yield found

@@ -289,7 +289,7 @@ def trained_on(
     known, kept = [], [set(some) for some in described.get("tissue", {}).values()]
     if kept and measured is not None:
         for section in sections:
-            here = set(marks(measured[regions == section], None))
+            here = set(marks(measured[regions == section], most=None))
             if any(len(here & some) > len(some) / 4 for some in kept):
                 known.append(section)
     return [section for section in sections if section in names], known

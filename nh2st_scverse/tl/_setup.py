@@ -74,7 +74,7 @@ def see(cohort: Cohort, recipe: Recipe, config: Config, kept: KeptFeatures, run:
     """What the model sees of every section: features, or patches for an encoder that is trained."""
     if config.fine_tune:
         return cut_patches(cohort, recipe.patch_um, recipe.encoder.input_size, recipe.stain)
-    return encode(cohort, recipe, kept, Encoding(run.progress, run.cache_dir, run.client))
+    return encode(cohort, recipe, kept, Encoding(run.progress, run.cache_dir, run.client, spill=True))
 
 
 def card_for(data: Data, recipe: Recipe, seed: int) -> Card:
@@ -98,7 +98,7 @@ def card_for(data: Data, recipe: Recipe, seed: int) -> Card:
         patch_px=recipe.encoder.input_size,
         stain=recipe.stain,
         trained_on={section.name: section.group for section in data.sections},
-        tissue={section.name: marks(data.target(i)[data.trainable(i)]) for i, section in enumerate(data.sections)},
+        tissue={section.name: marks(data.target(i), data.trainable(i)) for i, section in enumerate(data.sections)},
         seed=seed,
     )
 

@@ -153,6 +153,7 @@ def train(
     counts = Counts.of(cohort, layer)
     panel = choose_panel(counts, genes, n_genes)
     targets = measure(counts, panel, library=config.library, smoothed=config.smooth)
+    del counts  # they may be many
     recipe = recipe_for(cohort, config, used)
     with KeptFeatures(cohort) as kept:
         inputs = see(cohort, recipe, config, kept, run)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from nh2st_scverse._logging import logger
 from nh2st_scverse._options import check_checkpoints
+from nh2st_scverse.data.feature_cache import PART, release
 from nh2st_scverse.train.data import Data
 
 ABOUT = "training.json"
@@ -128,6 +130,8 @@ def data_hash(data: Data) -> str:
     """Short hash of what spots give to a training: images, expression, neighbourhoods."""
     digest = hashlib.sha256()
     for i, section in enumerate(data.sections):
-        for values in (data.input(i), data.target(i), section.neighbours.nodes):
-            digest.update(np.ascontiguousarray(values).tobytes())
+        for values in (partial(data.input, i), partial(data.target, i), section.neighbours.nodes.__getitem__):
+            for start in range(0, section.n_spots, PART):
+                digest.update(np.ascontiguousarray(values(slice(start, start + PART))).tobytes())
+        release(data.inputs[i])
     return digest.hexdigest()[:16]

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from nh2st_scverse.data.folds import Spots
+from nh2st_scverse.data.inputs import MANY
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.data.targets import Targets
+
+At = slice | np.ndarray  # which of the spots of a section
+EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,8 @@ class Data:
     sections
         Sections of these spots.
     inputs
-        Of each section as a whole: features (N, F) float32, or patches (N, side, side, 3) uint8 for an encoder that is
-        trained.
+        Of each section as a whole: features (N, F), float32 or on disk in 16 bits, or patches (N, side, side, 3) uint8
+        for an encoder that is trained.
     targets
         Of each section as a whole; None where there is nothing measured.
     blocks
@@ -51,15 +55,21 @@ class Data:
         """Whether inputs are patches."""
         return self.inputs[0].ndim == 4
 
-    def input(self, i: int) -> np.ndarray:
-        """Features (n, F) or patches of the spots of a section: those of the whole, or a copy of some."""
-        return self._some(self.inputs[i], i)
+    @property
+    def is_many(self) -> bool:
+        """Whether features are on disk, or too many to stand in memory a second time."""
+        spots = sum(section.n_spots for section in self.sections)
+        return not self.has_patches and (isinstance(self.inputs[0], np.memmap) or spots > MANY)
 
-    def target(self, i: int) -> np.ndarray:
-        """Expression (n, G) of the spots of a section; (n, 0) without targets."""
+    def input(self, i: int, at: At = EVERY) -> np.ndarray:
+        """Features (n, F) or patches of some spots of a section: those of the whole, or a copy of some."""
+        return self._some(self.inputs[i], i, at)
+
+    def target(self, i: int, at: At = EVERY) -> np.ndarray:
+        """Expression (n, G) of some spots of a section; (n, 0) without targets."""
         if self.targets is None:
-            return np.zeros((self.sections[i].n_spots, 0), dtype=np.float32)
-        return self._some(self.targets.values[i], i)
+            return np.zeros((self.sections[i].n_spots, 0), dtype=np.float32)[at]
+        return self._some(self.targets.values[i], i, at)
 
     def trainable(self, i: int) -> np.ndarray:
         """Which spots of a section may be trained on and scored: (n,) bool."""
@@ -86,6 +96,6 @@ class Data:
         """The sections that some spots are of, with all their spots."""
         return self.take(tuple((i, np.arange(self.sections[i].n_spots)) for i, _ in spots))
 
-    def _some(self, values: np.ndarray, i: int) -> np.ndarray:
-        at = self.positions[i]
-        return values if at is None else values[at]
+    def _some(self, values: np.ndarray, i: int, at: At = EVERY) -> np.ndarray:
+        positions = self.positions[i]
+        return values[at] if positions is None else values[positions[at]]

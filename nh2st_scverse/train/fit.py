@@ -27,10 +27,10 @@ from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.memory import kept_memory
 from nh2st_scverse.train.scores import section_pearson
 from nh2st_scverse.train.task import Task
-from nh2st_scverse.train.tensors import Tensors, stack
+from nh2st_scverse.train.tensors import Tensors, components, stack
 
 PENALTIES = 10.0 ** np.arange(-5, 4.5, 0.5)  # as parts of the mean eigenvalue
-MOST_RIDGE_SPOTS = 50_000  # spots that tell a closed form what it can learn
+MOST_SPOTS = 50_000  # spots that tell a closed form what it can learn
 COMPONENT_SPOTS = 1000  # spots on which the components of a trunk's features are found
 
 
@@ -76,7 +76,8 @@ def fit_member(
         File to leave a checkpoint in after every epoch. If it is there, training goes on from it.
     """
     standardise = config.standardise == "section"
-    spots, held = stack(train, standardise=standardise), stack(held_out, standardise=standardise)
+    projected = trunk is None and config.n_components is not None
+    spots, held = (stack(some, standardise=standardise, projected=projected) for some in (train, held_out))
     starts = np.cumsum([0, *(section.n_spots for section in held_out.sections)])[:-1]
     at = torch.cat([torch.as_tensor(some) + start for some, start in zip(wanted, starts, strict=True)])
 
@@ -85,7 +86,8 @@ def fit_member(
     with seeded(run.seed), quiet(), threads(1 if trunk is None else None):
         member = _prepare(spots, config, trunk, run.torch_device, train.blocks)
         if trunk is None and member.projection is not None:
-            spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
+            spots.inputs = components(spots.inputs, member.projection)
+            held.inputs = components(held.inputs, member.projection, held.nodes[at].unique())
         if member.linear is not None:
             member.variance.copy_(spots.inputs[spots.trainable, : len(member.variance)].var(dim=0))
         if config.ridge:
@@ -132,6 +134,7 @@ def _prepare(
     """A member whose scaling is that of the training spots."""
     ready = torch.nonzero(spots.trainable)[:, 0]
     features = spots.inputs if trunk is None else _first_features(trunk, spots, ready, config, device)
+    ready = _some(ready)
     known = ready if trunk is None else slice(None)
     n_features, n_genes = features.shape[1], spots.targets.shape[1]
     n_inputs = min(config.n_components, n_features, len(features[known]) - 1) if config.n_components else n_features
@@ -140,8 +143,9 @@ def _prepare(
     if member.projection is not None:
         member.projection.fit(features[known], blocks if trunk is None else ())
     if config.scale_target:
-        member.target_mean.copy_(spots.targets[ready].mean(dim=0))
-        member.target_scale.copy_(spots.targets[ready].std(dim=0) + 1e-3)
+        targets = spots.targets[ready]
+        member.target_mean.copy_(targets.mean(dim=0))
+        member.target_scale.copy_(targets.std(dim=0) + 1e-3)
     return member
 
 
@@ -174,10 +178,11 @@ def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> Non
 
     Closed form does not overfit by going on too long: once its penalty is known, no tissue need be kept from it.
     """
-    spots = stack(data, standardise=members[0].config.standardise == "section")
+    config = members[0].config
+    spots = stack(data, standardise=config.standardise == "section", projected=config.n_components is not None)
     for i, member in enumerate(members):
         with seeded(seed + i), threads(1):
-            inputs = spots.inputs if member.projection is None else member.projection(spots.inputs)
+            inputs = spots.inputs if member.projection is None else components(spots.inputs, member.projection)
             x, y = _ridge_data(member, replace(spots, inputs=inputs))
             for ridge in (member.ridge, member.linear):
                 if ridge is not None:
@@ -189,11 +194,14 @@ def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> Non
 
 def _ridge_data(member: Member, spots: Tensors) -> tuple[Tensor, Tensor]:
     """Inputs (N, 2 C) and scaled targets (N, G) of the training spots, some of them where they are very many."""
-    ready = torch.nonzero(spots.trainable)[:, 0]
-    if len(ready) > MOST_RIDGE_SPOTS:
-        ready = ready[torch.randperm(len(ready))[:MOST_RIDGE_SPOTS]]
+    ready = _some(torch.nonzero(spots.trainable)[:, 0])
     parts = [ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some]) for some in ready.split(AT_ONCE)]
     return torch.cat(parts), (spots.targets[ready] - member.target_mean) / member.target_scale
+
+
+def _some(ready: Tensor) -> Tensor:
+    """Training spots, some of them where they are very many."""
+    return ready if len(ready) <= MOST_SPOTS else ready[torch.randperm(len(ready))[:MOST_SPOTS]]
 
 
 def _run(trainer: L.Trainer, task: Task, batches: Batches, validation: InOrder, checkpoint: Path | None) -> bool:

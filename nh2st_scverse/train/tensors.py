@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from nh2st_scverse.data.feature_cache import PART, release
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.nn.projection import Projection
-from nh2st_scverse.train.data import Data
+from nh2st_scverse.train.data import At, Data
 
 COLUMNS = 256  # features that are standardised at a time: what is held beside them stays small
 
@@ -34,8 +35,11 @@ class Tensors:
         return Tensors(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def stack(data: Data, *, standardise: bool) -> Tensors:
-    """Join sections; features are standardised within each when asked for."""
+def stack(data: Data, *, standardise: bool, projected: bool = False) -> Tensors:
+    """Join sections; features are standardised within each when asked for.
+
+    Where they are to be `projected`, those that are many stay where they are, as :class:`Blocks`.
+    """
     sections = data.sections
     starts = np.cumsum([0, *(s.n_spots for s in sections)])[:-1]
     each = range(len(sections))
@@ -43,8 +47,11 @@ def stack(data: Data, *, standardise: bool) -> Tensors:
     def joined(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
         return torch.as_tensor(np.concatenate(parts) if len(parts) > 1 else parts[0]).to(dtype)
 
+    inputs: Any
     if data.has_patches:
         inputs = joined([data.input(i) for i in each], torch.uint8)
+    elif projected and data.is_many:
+        inputs = Blocks(data, standardise)
     else:
         inputs = joined([section_features(sections[i], data.input(i), standardise) for i in each], torch.float32)
     return Tensors(
@@ -58,30 +65,73 @@ def stack(data: Data, *, standardise: bool) -> Tensors:
     )
 
 
-def project(section: Section, features: np.ndarray, standardise: bool, projection: Projection) -> Tensor:
-    """Components (N, C) of features (N, F) that are many: those of :func:`section_features`, some spots at a time."""
-    usable, n = section.usable, len(features)
+class Blocks:
+    """Features (N, F) of the spots of all sections as :func:`section_features` gives them, read a few at a time."""
 
-    def parts() -> Iterator[tuple[slice, np.ndarray]]:
-        for start in range(0, n, PART):
-            rows = slice(start, start + PART)
-            yield rows, np.array(features[rows], dtype=np.float32)
-            release(features)
+    def __init__(self, data: Data, standardise: bool) -> None:
+        self.data = data
+        self.starts = np.cumsum([0, *(section.n_spots for section in data.sections)])
+        self.shape = int(self.starts[-1]), data.inputs[0].shape[1]
+        self.scaling = [self._scaling(i, standardise) for i in range(len(data.sections))]
 
-    mean = sum(x[usable[rows]].sum(axis=0, dtype=np.float64) for rows, x in parts()) / usable.sum()
-    _check_finite(section, bool(np.isfinite(mean).all()))
-    if standardise:
-        squares = sum(np.square(x[usable[rows]] - mean).sum(axis=0) for rows, x in parts())
-        spread = np.sqrt(squares / usable.sum())
-    else:
-        mean, spread = np.zeros(features.shape[1]), np.ones(features.shape[1])
-    found = torch.empty(n, projection.matrix.shape[1], device=projection.mean.device)
-    for rows, x in parts():
-        x -= mean.astype(np.float32)
-        x /= np.where(spread > 1e-6, spread, np.inf).astype(np.float32)
-        x[~usable[rows]] = 0
-        found[rows] = projection(torch.from_numpy(x).to(found.device))
-    return found
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def to(self, device: torch.device | str) -> Blocks:
+        """Themselves: what is projected goes to a device, part by part."""
+        return self
+
+    def __getitem__(self, at: Tensor) -> Tensor:
+        """Features (n, F) of spots at positions (n,)."""
+        found = np.empty((len(at), self.shape[1]), dtype=np.float32)
+        which = np.searchsorted(self.starts, at.numpy(), side="right") - 1  # section of each
+        for i in np.unique(which):
+            for rows in np.array_split(np.flatnonzero(which == i), 1 + len(at) // PART):
+                found[rows] = self._standardised(i, at.numpy()[rows] - self.starts[i])
+        return torch.from_numpy(found)
+
+    def project(self, projection: Projection, wanted: Tensor | None = None) -> Tensor:
+        """Components (N, C), of the `wanted` spots alone: pages of memory that nothing is written to take none."""
+        found = torch.from_numpy(np.zeros((len(self), projection.matrix.shape[1]), dtype=np.float32))
+        for at in (torch.arange(len(self)) if wanted is None else wanted).split(PART):
+            found[at] = projection(self[at].to(projection.mean.device)).cpu()
+        return found.to(projection.mean.device)
+
+    def _standardised(self, i: int, at: np.ndarray) -> np.ndarray:
+        mean, spread = self.scaling[i]
+        x = self._read(i, at)
+        x -= mean
+        x /= spread
+        x[~self.data.sections[i].usable[at]] = 0
+        return x
+
+    def _read(self, i: int, at: At) -> np.ndarray:
+        x = np.array(self.data.input(i, at), dtype=np.float32)
+        release(self.data.inputs[i])
+        return x
+
+    def _scaling(self, i: int, standardise: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (F,) and spread (F,) of the usable spots of a section."""
+        section = self.data.sections[i]
+
+        def parts() -> Iterator[np.ndarray]:
+            for start in range(0, section.n_spots, PART):
+                rows = slice(start, start + PART)
+                yield self._read(i, rows)[section.usable[rows]]
+
+        number = section.usable.sum()
+        mean = sum(x.sum(axis=0, dtype=np.float64) for x in parts()) / number
+        _check_finite(section, bool(np.isfinite(mean).all()))
+        if not standardise:
+            return np.zeros(self.shape[1], dtype=np.float32), np.ones(self.shape[1], dtype=np.float32)
+        mean = mean.astype(np.float32)
+        spread = np.sqrt(sum(np.square(x - mean).sum(axis=0, dtype=np.float64) for x in parts()) / number)
+        return mean, np.where(spread > 1e-6, spread, np.inf).astype(np.float32)
+
+
+def components(inputs: Any, projection: Projection, wanted: Tensor | None = None) -> Tensor:
+    """Components (N, C) of features (N, F), of the `wanted` ones at least."""
+    return inputs.project(projection, wanted) if isinstance(inputs, Blocks) else projection(inputs)
 
 
 def _check_finite(section: Section, finite: bool) -> None:

@@ -89,7 +89,7 @@ class Novelty:
         features, group = [], []
         for i, section in enumerate(data.sections):
             chosen = rng.permutation(np.flatnonzero(section.usable))[: N_SPOTS // len(data.sections)]
-            features.append(data.input(i)[chosen])
+            features.append(np.asarray(data.input(i, chosen), dtype=np.float32))
             group += [section.group] * len(chosen)
         x, names = np.concatenate(features), np.array(group)
         if len(set(group)) == 1:  # two halves judge each other: less strict than groups do

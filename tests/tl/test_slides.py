@@ -103,7 +103,7 @@ def test_features_of_many_places_are_on_disk_and_never_all_in_memory(
     few, many = slide, SpatialData(images=dict(slide.images))
     nh.tl.predict_expression(few, model=model, encoder=encoder, progress=False)
     expected = few.tables["table"]
-    for place in ("data.inputs.MANY", "model.nh2st.MANY", "model.nh2st.PART", "train.tensors.PART"):
+    for place in ("data.inputs.MANY", "model.nh2st.PART", "train.tensors.PART"):
         monkeypatch.setattr(f"nh2st_scverse.{place}", 30)
     nh.tl.predict_expression(many, model=model, encoder=encoder, progress=False)
     found = many.tables["table"]

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -95,6 +96,23 @@ def test_a_killed_training_goes_on_to_the_same_model(preset: str, sdata: Spatial
     again = nh.tl.train(sdata, checkpoint_dir=folder, resume=True, **settings(preset))  # nothing is left to do
     assert again.identifier == whole.identifier
     assert np.array_equal(again.history, whole.history)
+
+
+def test_a_training_on_features_on_disk_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nh2st_scverse.data.inputs.MANY", 30)
+    sdata = nh.datasets.synthetic(width_um=1200, n_sections=2)
+    given = settings("default") | {"max_epochs": 3, "n_members": 1, "cache_dir": tmp_path / "cache"}
+
+    class Fail(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.current_epoch == 2:
+                raise MemoryError("another program")
+
+    with pytest.raises(MemoryError):
+        nh.tl.train(sdata, checkpoint_dir=tmp_path / "c", trainer_kwargs={"callbacks": [Fail()]}, **given)
+    model = nh.tl.train(sdata, checkpoint_dir=tmp_path / "c", resume=True, **given)
+    assert "nh2st_features" not in sdata["table"].obsm
+    assert model.identifier == nh.tl.train(sdata, **given).identifier
 
 
 def test_a_folder_belongs_to_one_training(sdata: SpatialData, tmp_path: Path) -> None:

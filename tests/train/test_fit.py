@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,9 @@ from spatialdata import SpatialData
 
 import nh2st_scverse as nh
 from nh2st_scverse._options import Run
+from nh2st_scverse.data.feature_cache import on_disk
+from nh2st_scverse.data.neighbours import neighbourhoods
+from nh2st_scverse.data.targets import Targets
 from nh2st_scverse.model import Card
 from nh2st_scverse.model.ensemble import fit as fit_model
 from nh2st_scverse.nn import Config, Member
@@ -37,11 +41,12 @@ from nh2st_scverse.nn.ridge import ridge_inputs
 from nh2st_scverse.train import best as best_module
 from nh2st_scverse.train import fit
 from nh2st_scverse.train.best import Best, KeepBest
+from nh2st_scverse.train.checkpoint import data_hash
 from nh2st_scverse.train.data import Data
-from nh2st_scverse.train.fit import Fitted, fit_member
+from nh2st_scverse.train.fit import Fitted, fit_member, refit_ridges
 from nh2st_scverse.train.scores import gene_pearson, section_pearson
 from nh2st_scverse.train.task import Task, predict_batch
-from nh2st_scverse.train.tensors import project, section_features, stack
+from nh2st_scverse.train.tensors import Blocks, components, section_features, stack
 
 Alone = Callable[[Data, int], Data]
 FitFirst = Callable[..., Fitted]
@@ -89,16 +94,57 @@ def test_features_that_are_many_are_projected_some_at_a_time(
     data: Data, standardise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nh2st_scverse.train.tensors.PART", 7)
+    monkeypatch.setattr("nh2st_scverse.train.data.MANY", 30)
     there = np.arange(data.sections[0].n_spots) != 3
     section, features = replace(data.sections[0], usable=there), data.inputs[0].copy()
     features[3] = np.nan
     projection = Projection(features.shape[1], 2)
     projection.matrix.copy_(torch.randn(projection.matrix.shape))
     whole = projection(torch.from_numpy(section_features(section, features, standardise)))
-    assert torch.allclose(project(section, features, standardise, projection), whole, atol=1e-3)
+    second = projection(torch.from_numpy(section_features(data.sections[1], data.inputs[1], standardise)))
+    many = Data((section, data.sections[1]), (features, data.inputs[1]))
+    blocks = stack(many, standardise=standardise, projected=True).inputs
+    assert isinstance(blocks, Blocks)
+    assert torch.allclose(components(blocks, projection), torch.cat([whole, second]), atol=1e-3)
+    some = torch.arange(50, section.n_spots + 9)
+    assert torch.allclose(components(blocks, projection, some)[some], torch.cat([whole, second])[some], atol=1e-3)
     features[7, 0] = np.inf
     with pytest.raises(ValueError, match="Expected finite features of section 'section_0_spots'"):
-        project(section, features, standardise, projection)
+        stack(many, standardise=standardise, projected=True)
+
+
+def test_features_on_disk_train_without_standing_in_memory(
+    data: Data, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nh2st_scverse.train.tensors.PART", 64)
+    monkeypatch.setattr("nh2st_scverse.train.checkpoint.PART", 64)
+    monkeypatch.setattr(fit, "MOST_SPOTS", 200)
+    rng, n = np.random.default_rng(0), 2000
+    xy, every = np.stack(np.divmod(np.arange(n), 50), axis=1) * 100.0, np.ones(n, dtype=bool)
+    near = neighbourhoods(xy, 100.0, every)
+    section = replace(data.sections[0], rows=np.arange(n), usable=every, neighbours=near)
+    hidden = rng.normal(size=(n, 4)).astype(np.float32)
+    features = on_disk(n, 2000)
+    features[:] = hidden @ rng.normal(size=(4, 2000)).astype(np.float32)
+    there = Data((section,), (features,), Targets(("A", "B"), "log", (hidden[:, :2],), (every,)))
+    here = replace(there, inputs=(np.array(features, dtype=np.float32),))
+    config = Config.preset(n_components=4, max_epochs=1, landmarks=50, **small)
+
+    def trained(some: Data) -> Fitted:
+        found = fit_member(some, some, [np.arange(0, n, 9)], config, Run())
+        refit_ridges([found.member], some)
+        assert data_hash(some)
+        return found
+
+    other = trained(here)
+    tracemalloc.start()
+    one = trained(there)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < features.nbytes / 2
+    assert one.history[0]["validation_pearson"] > 0.5
+    assert one.history[0] == pytest.approx(other.history[0], abs=0.01)
+    assert torch.allclose(one.member.ridge.weights, other.member.ridge.weights, atol=0.1)
 
 
 def test_stacked_neighbours_stay_in_their_section(data: Data) -> None:
