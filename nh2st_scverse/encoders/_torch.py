@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import cached_property
 from threading import Lock
 from typing import Any
 
@@ -49,6 +50,10 @@ class Trunk(nn.Module):
         """Encode scaled images."""
         raise NotImplementedError
 
+    def folded(self) -> Trunk:
+        """The same for a processor that learns nothing, with less to do where that is known; else itself."""
+        return self
+
 
 class TorchEncoder:
     """A trunk as an :class:`nh2st_scverse.encoders.Encoder`: feature maps are averaged.
@@ -75,6 +80,11 @@ class TorchEncoder:
         self.frozen: Trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.compiled: dict[tuple[int, bool], Compiled | None] = {}  # by the side of images, and whether to maps
 
+    @cached_property
+    def _quick(self) -> Trunk:
+        """The network as it encodes on the device."""
+        return self.frozen if self.half or self.device.type != "cpu" else self.frozen.folded()
+
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Encode (n, input_size, input_size, 3) uint8 into (n, dim) float32."""
         if not len(patches):
@@ -92,9 +102,9 @@ class TorchEncoder:
         compiled = self._compiled(self.input_size) if self.device.type == "cpu" else None
         if compiled is not None:
             return _mean(compiled(patches.numpy())[0])
-        images = _to(patches, self.device)
+        network, images = self._quick, _to(patches, self.device)
         with torch.inference_mode(), _precision(self.device.type, half=self.half):
-            return _mean(self.frozen(as_images(images)))
+            return _mean(network(as_images(images)))
 
     @property
     def n_maps(self) -> int:
@@ -111,9 +121,9 @@ class TorchEncoder:
         if compiled is not None:
             found = compiled(tile[None])
         else:
-            image = _to(torch.from_numpy(np.array(tile))[None], self.device)
+            network, image = self._quick, _to(torch.from_numpy(np.array(tile))[None], self.device)
             with torch.inference_mode(), _precision(self.device.type, half=self.half):
-                found = [one.float() for one in self.frozen(as_images(image), maps=True)]
+                found = [one.float() for one in network(as_images(image), maps=True)]
         laid = [one[0].permute(1, 2, 0) for one in found]
         return [one.numpy() for one in laid] if on_cpu else laid
 
@@ -130,7 +140,7 @@ class TorchEncoder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is compiled for this process."""
-        return vars(self) | {"compiled": {}}
+        return {name: value for name, value in vars(self).items() if name != "_quick"} | {"compiled": {}}
 
     def trunk(self) -> Trunk:
         """A copy of the network on the CPU, to be trained."""

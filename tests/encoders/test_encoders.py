@@ -174,6 +174,22 @@ def test_openvino_gives_the_features_of_torch(patches: np.ndarray, monkeypatch: 
     assert np.abs(found - encoder(patches)).max() < 1e-4
 
 
+def test_a_processor_encodes_with_folded_norms(patches: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_torch, "compile_where_installed", lambda *_, **__: None)
+    for head in (False, True):
+        encoder = nh.encoders.EfficientNetLite0("cpu", head=head)
+        images = _torch.as_images(torch.from_numpy(patches[:2]))
+        with torch.inference_mode():
+            expected, maps = encoder.frozen(images), encoder.frozen(images[:1], maps=True)
+        assert np.abs(encoder(patches[:2]) - expected.numpy()).max() < 1e-4
+        for one, other in zip(encoder.maps(patches[0]), maps, strict=True):
+            assert np.abs(one - other[0].permute(1, 2, 0).numpy()).max() < 1e-3 < other.max()
+        kinds = {type(one) for one in encoder._quick.modules()}
+        assert not any(issubclass(kind, torch.nn.BatchNorm2d) for kind in kinds)
+        assert any(isinstance(one, torch.nn.BatchNorm2d) for one in encoder.trunk().modules())  # to be trained
+        assert "_quick" not in encoder.__getstate__()
+
+
 def test_sixteen_bits_are_other_features_under_another_name() -> None:
     patches = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     exact, rough = stand_in(device="cpu"), stand_in(device="cpu", half=True)
