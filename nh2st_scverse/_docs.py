@@ -49,7 +49,8 @@ progress
     of the query and the neighbour branch), and ``held-out r``, the mean correlation on tissue that is held out.""",
     "cache_dir": """\
 cache_dir
-    Folder in which features are kept while they are computed: an interrupted encoding goes on where it stopped.""",
+    Folder in which features are kept while they are computed: an interrupted encoding goes on where it stopped. Those
+    of more than 100,000 places in all are kept nowhere else: a later call reads them from here.""",
     "client": """\
 client
     ``distributed.Client`` of a dask cluster, whose workers then read and encode the patches.""",

@@ -107,7 +107,8 @@ def train(
     Returns
     -------
     The model. In the tables only ``.obsm["nh2st_features"]`` and ``.uns["nh2st_features"]`` are written: the features
-    of the images, which the next call reuses if encoder, patch geometry and image are unchanged.
+    of the images, which the next call reuses if encoder, patch geometry and image are unchanged. Those of more than
+    100,000 places in all are on disk while they are needed, in 16 bits, and left in `cache_dir` alone.
 
     Raises
     ------

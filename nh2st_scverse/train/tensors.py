@@ -86,7 +86,7 @@ class Blocks:
         found = np.empty((len(at), self.shape[1]), dtype=np.float32)
         which = np.searchsorted(self.starts, at.numpy(), side="right") - 1  # section of each
         for i in np.unique(which):
-            for rows in np.array_split(np.flatnonzero(which == i), 1 + len(at) // PART):
+            for rows in np.array_split(np.flatnonzero(which == i), -(-len(at) // PART)):
                 found[rows] = self._standardised(i, at.numpy()[rows] - self.starts[i])
         return torch.from_numpy(found)
 
