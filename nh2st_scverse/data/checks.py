@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -333,7 +334,12 @@ def tissue_of(picture: np.ndarray) -> np.ndarray:
 
     Black (not scanned) and ink are left out; where nothing is as pale as glass, all is tissue.
     """
-    picture = picture.astype(np.float32)
+    return _tissue_of(picture.tobytes(), picture.shape, picture.dtype.str).copy()
+
+
+@lru_cache(maxsize=4)  # of a few megabytes each: several checks ask for the same picture, one after the other
+def _tissue_of(pixels: bytes, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    picture = np.frombuffer(pixels, kind).reshape(shape).astype(np.float32)
     brightest, least = extremes(picture)
     saturation = gaussian((brightest - least) / np.maximum(brightest, 1), 3)
     seen = (brightest > BLACK) & ~not_scanned(picture)
