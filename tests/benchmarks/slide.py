@@ -350,6 +350,8 @@ def encode_maps(width_um: float) -> dict[float, tuple[int, float]]:
         del drawn.shapes[key]
     middle = sections[25.0].n_spots // 2
     few = sections[25.0].take(np.arange(middle, middle + 60))
+    for mapped in ((), FIELDS):  # what is compiled once is no part of it
+        encode_section(few, encoder, sight=Sight(PATCH, FIELDS, mapped), progress=False)
     for pitch, section, mapped in ((0.0, few, ()), *((pitch, one, FIELDS) for pitch, one in sections.items())):
         started = time.process_time()
         encode_section(section, encoder, sight=Sight(PATCH, FIELDS, mapped), progress=False)
