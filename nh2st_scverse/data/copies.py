@@ -32,6 +32,8 @@ class Piece:
 
 def repeated(pieces: Sequence[Piece]) -> list[Problem]:
     """Sections of different groups with the same counts: held out, they are still learnt from."""
+    if len({piece.group for piece in pieces}) < 2:
+        return []
     marks = [(piece, _marks(piece.counts)) for piece in pieces]
     problems = []
     for (a, first), (b, second) in combinations(marks, 2):

@@ -133,5 +133,5 @@ def data_hash(data: Data) -> str:
         for values in (partial(data.input, i), partial(data.target, i), section.neighbours.nodes.__getitem__):
             for start in range(0, section.n_spots, PART):
                 digest.update(np.ascontiguousarray(values(slice(start, start + PART))).tobytes())
-        release(data.inputs[i])
+                release(data.inputs[i])
     return digest.hexdigest()[:16]
