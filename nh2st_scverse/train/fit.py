@@ -115,6 +115,7 @@ def fit_member(
             stopped = _run(trainer, task, batches, InOrder(at, 512), checkpoint)
         best.restore(member)
         member.cpu().eval()
+        del task.spots, task.held  # they may be many, and the trainer holds the task until it is collected
     sizes = [len(some) for some in wanted]
     predicted = tuple(part.numpy() for part in best.predicted.split(sizes)) if best.history else ()
     return Fitted(member, predicted, tuple(best.history), stopped)
@@ -161,7 +162,7 @@ def _first_features(trunk: nn.Module, spots: Tensors, ready: Tensor, config: Con
 
 def _fit_ridges(member: Member, spots: Tensors, held: Tensors, wanted: Tensor) -> None:
     """Give a member the closed-form ridges whose penalties correlate best on the held-out spots."""
-    x, y = _ridge_data(member, spots)
+    x, y = _ridge_data(member, spots, _some(torch.nonzero(spots.trainable)[:, 0]))
     for ridge in (member.ridge, member.linear):
         if ridge is None:
             continue
@@ -182,8 +183,10 @@ def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> Non
     spots = stack(data, standardise=config.standardise == "section", projected=config.n_components is not None)
     for i, member in enumerate(members):
         with seeded(seed + i), threads(1):
-            inputs = spots.inputs if member.projection is None else components(spots.inputs, member.projection)
-            x, y = _ridge_data(member, replace(spots, inputs=inputs))
+            inputs, ready = spots.inputs, _some(torch.nonzero(spots.trainable)[:, 0])
+            if member.projection is not None:
+                inputs = components(inputs, member.projection, spots.nodes[ready].unique())
+            x, y = _ridge_data(member, replace(spots, inputs=inputs), ready)
             for ridge in (member.ridge, member.linear):
                 if ridge is not None:
                     if ridge.kernel != "linear":  # there may be more of them
@@ -192,9 +195,8 @@ def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> Non
                     ridge.keep(weights[0], genes, ridge.penalty)
 
 
-def _ridge_data(member: Member, spots: Tensors) -> tuple[Tensor, Tensor]:
-    """Inputs (N, 2 C) and scaled targets (N, G) of the training spots, some of them where they are very many."""
-    ready = _some(torch.nonzero(spots.trainable)[:, 0])
+def _ridge_data(member: Member, spots: Tensors, ready: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs (N, 2 C) and scaled targets (N, G) of the training spots that are `ready`."""
     parts = [ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some]) for some in ready.split(AT_ONCE)]
     return torch.cat(parts), (spots.targets[ready] - member.target_mean) / member.target_scale
 
