@@ -84,9 +84,10 @@ class Blocks:
     def __getitem__(self, at: Tensor) -> Tensor:
         """Features (n, F) of spots at positions (n,)."""
         found = np.empty((len(at), self.shape[1]), dtype=np.float32)
-        which = np.searchsorted(self.starts, at.numpy(), side="right") - 1  # section of each
+        order = np.argsort(at.numpy())  # near each other on disk: what is read takes few pages
+        which = np.searchsorted(self.starts, at.numpy()[order], side="right") - 1  # section of each
         for i in np.unique(which):
-            for rows in np.array_split(np.flatnonzero(which == i), -(-len(at) // PART)):
+            for rows in np.array_split(order[which == i], -(-len(at) // PART)):
                 found[rows] = self._standardised(i, at.numpy()[rows] - self.starts[i])
         return torch.from_numpy(found)
 
