@@ -30,7 +30,7 @@ from nh2st_scverse.train.task import Task
 from nh2st_scverse.train.tensors import Tensors, components, stack
 
 PENALTIES = 10.0 ** np.arange(-5, 4.5, 0.5)  # as parts of the mean eigenvalue
-MOST_SPOTS = 50_000  # spots that tell a closed form what it can learn
+MOST_SPOTS = 50_000  # spots that tell a closed form what it can learn, and held-out ones that judge a member
 COMPONENT_SPOTS = 1000  # spots on which the components of a trunk's features are found
 
 
