@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from geopandas import GeoDataFrame
 from scipy import sparse
-from skimage.filters import gaussian, threshold_otsu
 
 from nh2st_scverse._constants import ARRAYS_UM, N_NODES, VISIUM_PITCH_UM
 from nh2st_scverse._logging import logger
@@ -25,7 +23,7 @@ from nh2st_scverse.data.expression import numbers
 from nh2st_scverse.data.geometry import Geometry, is_hexagonal, is_square, kind_of_shapes
 from nh2st_scverse.data.images import apply_affine
 from nh2st_scverse.data.patches import best_level, overhang, thumbnail
-from nh2st_scverse.data.pixels import BLACK, extremes, not_scanned, why_not_stained
+from nh2st_scverse.data.pixels import tissue_of, why_not_stained
 from nh2st_scverse.data.placement import CELLS, ENOUGH_SPOTS, MOST_SPOTS, components_of
 from nh2st_scverse.data.placement import fit as fit_places
 from nh2st_scverse.data.quality import image_quality
@@ -327,30 +325,6 @@ def on_tissue(geometry: Geometry) -> tuple[float, float]:
         return float(tissue[at[inside, 1], at[inside, 0]].sum() / len(at))
 
     return fraction(xy), fraction(xy[:, ::-1])
-
-
-def tissue_of(picture: np.ndarray) -> np.ndarray:
-    """What is more colourful than glass on a picture (h, w, 3), by Otsu's threshold on its saturation: (h, w) bool.
-
-    Black (not scanned) and ink are left out; where nothing is as pale as glass, all is tissue.
-    """
-    return _tissue_of(picture.tobytes(), picture.shape, picture.dtype.str).copy()
-
-
-@lru_cache(maxsize=4)  # of a few megabytes each: several checks ask for the same picture, one after the other
-def _tissue_of(pixels: bytes, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    picture = np.frombuffer(pixels, kind).reshape(shape).astype(np.float32)
-    brightest, least = extremes(picture)
-    saturation = gaussian((brightest - least) / np.maximum(brightest, 1), 3)
-    seen = (brightest > BLACK) & ~not_scanned(picture)
-    if not seen.any() or np.ptp(saturation[seen]) < 1e-3:
-        return np.zeros(saturation.shape, dtype=bool)
-    tissue = saturation > threshold_otsu(saturation[seen])
-    glass = seen & ~tissue
-    # glass is a third as colourful as tissue, or less; the paler half of tissue is more than half as colourful
-    if glass.any() and saturation[glass].mean() > 0.5 * saturation[seen & tissue].mean():
-        return np.asarray(seen)
-    return np.asarray(seen & tissue)
 
 
 def resolution(geometry: Geometry, patch_um: float) -> list[Problem]:

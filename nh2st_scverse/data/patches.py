@@ -104,10 +104,7 @@ def cut(geometry: Geometry, work: Sequence[tuple[np.ndarray, float]], *, size_px
     (b, size_px, size_px, 3) uint8 for each batch.
     """
     windows = [windows_of(geometry, spots, size_um, size_px) for spots, size_um in work]
-    pixels = {
-        id(level): Pixels(level, [(one.corners, one.side) for one in windows if one.level is level])
-        for level in geometry.levels
-    }
+    pixels = readers(windows)
     for one in windows:
         with pixels[id(one.level)].load(one.corners, one.side) as window:
             patches = resized(window, len(one.corners), size_px)
@@ -134,6 +131,15 @@ def windows_of(geometry: Geometry, spots: np.ndarray, size_um: float, size_px: i
     side = max(1, round(size_um / level.microns_per_pixel))
     centres = apply_affine(level.from_shapes, geometry.coordinates[spots])  # (b, 2) x, y
     return Windows(level, np.round(centres - side / 2).astype(int), side)
+
+
+def readers(windows: Sequence[Windows]) -> dict[int, Pixels]:
+    """What reads the windows of each level, by the identity of the level."""
+    levels = {id(one.level): one.level for one in windows}
+    return {
+        key: Pixels(level, [(one.corners, one.side) for one in windows if one.level is level])
+        for key, level in levels.items()
+    }
 
 
 def resized(window: Callable[[int], np.ndarray], n: int, size_px: int) -> np.ndarray:

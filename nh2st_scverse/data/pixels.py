@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
+from skimage.filters import gaussian, threshold_otsu
 
 from nh2st_scverse._validators import examples
 
@@ -156,13 +158,37 @@ def not_scanned(picture: NDArray[Any]) -> NDArray[np.bool_]:
     red, green, blue = (picture[..., i].astype(np.float32) for i in range(3))
     # haematoxylin and eosin both let less green through than red and blue; pens of other colours do not
     pen = (green > red + 30) | ((blue > 1.8 * red) & (blue > 60))
-    black = extremes(picture)[0] <= BLACK
+    black = np.maximum(np.maximum(red, green), blue) <= BLACK
     marked = np.zeros(black.shape, dtype=bool)
     side = max(5, round(STROKE * max(black.shape)))
     for one in (pen, black):
         if one.any():  # what is as wide as a stroke, and a little round it
             marked |= maximum_filter(minimum_filter(one, side), side + 4)
     return marked
+
+
+def tissue_of(picture: np.ndarray) -> np.ndarray:
+    """What is more colourful than glass on a picture (h, w, 3), by Otsu's threshold on its saturation: (h, w) bool.
+
+    Black (not scanned) and ink are left out; where nothing is as pale as glass, all is tissue.
+    """
+    return _tissue_of(picture.tobytes(), picture.shape, picture.dtype.str).copy()
+
+
+@lru_cache(maxsize=4)  # of a few megabytes each: several checks ask for the same picture, one after the other
+def _tissue_of(pixels: bytes, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    picture = np.frombuffer(pixels, kind).reshape(shape).astype(np.float32)
+    brightest, least = extremes(picture)
+    saturation = gaussian((brightest - least) / np.maximum(brightest, 1), 3)
+    seen = (brightest > BLACK) & ~not_scanned(picture)
+    if not seen.any() or np.ptp(saturation[seen]) < 1e-3:
+        return np.zeros(saturation.shape, dtype=bool)
+    tissue = saturation > threshold_otsu(saturation[seen])
+    glass = seen & ~tissue
+    # glass is a third as colourful as tissue, or less; the paler half of tissue is more than half as colourful
+    if glass.any() and saturation[glass].mean() > 0.5 * saturation[seen & tissue].mean():
+        return np.asarray(seen)
+    return np.asarray(seen & tissue)
 
 
 def why_not_stained(picture: NDArray[np.uint8]) -> str:

@@ -21,7 +21,6 @@ ENOUGH_SPOTS = 100  # fewer fit an image anywhere
 MOST_SPOTS = 600  # evenly chosen among more: the score takes no longer for a large section
 N_GENES, N_COMPONENTS = 500, 6
 TOTAL_SHARE = 0.15  # of total counts in the score, beside the components
-DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # of each value of a pixel: 0 on white
 CELLS = 4  # of the map of looks, for each spacing of the spots
 SHRINKAGE = 0.01
 SCALES = (0.5, 0.8, 0.9, 1.1, 1.25, 2.0)  # what coordinates may have been multiplied by
@@ -65,7 +64,7 @@ def looks_of(picture: np.ndarray, tissue: np.ndarray, spacing: float) -> Looks:
     spacing
         Of the spots, in px of the picture.
     """
-    density = DENSITY[picture]
+    density = -np.log((picture.astype(np.float32) + 1) / 256)  # 0 on white
     grey = density.mean(axis=2)
     rough = np.abs(grey - uniform_filter(grey, 5))
     layers = np.concatenate([density, rough[..., None], tissue[..., None]], axis=2)  # (h, w, 5)

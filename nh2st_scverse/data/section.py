@@ -50,6 +50,16 @@ class Section:
         return replace(self, rows=self.rows[positions], geometry=geometry, usable=usable, neighbours=neighbours)
 
 
+def check_sdata(sdata: object) -> None:
+    """Raise TypeError for anything but a SpatialData object."""
+    if not isinstance(sdata, SpatialData):
+        raise TypeError(
+            f"Expected a SpatialData object, found {type(sdata).__name__}. Make one with nh.io.from_anndata(adata, "
+            "image, microns_per_pixel=...) or spatialdata_io.visium(path), or read a store with "
+            "spatialdata.read_zarr(path)."
+        )
+
+
 def choose_table(sdata: SpatialData, table_key: str | None) -> str:
     """The key of the table that annotates spots.
 
@@ -60,12 +70,7 @@ def choose_table(sdata: SpatialData, table_key: str | None) -> str:
     KeyError
         None, or several.
     """
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(
-            f"Expected a SpatialData object, found {type(sdata).__name__}. Make one with nh.io.from_anndata(adata, "
-            "image, microns_per_pixel=...) or spatialdata_io.visium(path), or read a store with "
-            "spatialdata.read_zarr(path)."
-        )
+    check_sdata(sdata)
     annotating = [key for key, table in sdata.tables.items() if table.uns.get("spatialdata_attrs")]
     if table_key is None and not annotating:
         raise KeyError(

@@ -15,9 +15,9 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel
 from xarray import Dataset, DataTree
 
-from nh2st_scverse.data.checks import tissue_of
 from nh2st_scverse.data.geometry import Geometry
 from nh2st_scverse.data.patches import thumbnail
+from nh2st_scverse.data.pixels import tissue_of
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
 from nh2st_scverse.encoders._base import parts_of

@@ -13,7 +13,7 @@ import numpy as np
 from distributed import Client
 
 from nh2st_scverse._threads import in_workers
-from nh2st_scverse.data.patches import Pixels, Windows, ahead
+from nh2st_scverse.data.patches import Windows, ahead, readers
 
 
 class Way(Protocol):
@@ -71,12 +71,7 @@ def _here(ways: Sequence[Way]) -> Iterator[tuple[int, int, np.ndarray]]:
     """Encode in this process: pixels are read by a thread while workers encode those before."""
     steps = [(at, piece) for at, way in enumerate(ways) for piece in range(len(way.windows))]
     steps.sort(key=lambda step: ways[step[0]].windows[step[1]].left_um)
-    seen = [ways[at].windows[piece] for at, piece in steps]
-    levels = {id(one.level): one.level for one in seen}
-    pixels = {
-        key: Pixels(level, [(one.corners, one.side) for one in seen if one.level is level])
-        for key, level in levels.items()
-    }
+    pixels = readers([ways[at].windows[piece] for at, piece in steps])
 
     def read() -> Iterator[tuple[int, int, np.ndarray]]:
         for at, piece in steps:

@@ -17,6 +17,7 @@ from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
 from nh2st_scverse._validators import choose_key
 from nh2st_scverse.data.expression import to_dense
+from nh2st_scverse.data.section import check_sdata
 from nh2st_scverse.prediction.value import Prediction, described_by, unknown
 
 JOIN = 'join tables with merge="same", uns_merge="same", in anndata.concat and spatialdata.concatenate alike'
@@ -53,12 +54,7 @@ def has_prediction(table: AnnData, key: str, *, recorded: bool = True) -> bool:
 
 def find_prediction(sdata: SpatialData, key: str, table_key: str | None, *, recorded: bool = True) -> str:
     """The table that has a prediction under `key`; what only draws needs no record of where it comes from."""
-    if not isinstance(sdata, SpatialData):
-        raise TypeError(
-            f"Expected a SpatialData object, found {type(sdata).__name__}. Make one with nh.io.from_anndata(adata, "
-            "image, microns_per_pixel=...) or spatialdata_io.visium(path), or read a store with "
-            "spatialdata.read_zarr(path)."
-        )
+    check_sdata(sdata)
     having = [name for name, table in sdata.tables.items() if has_prediction(table, key, recorded=recorded)]
     if table_key is not None and table_key not in having and (table_key not in sdata.tables or not having):
         what = f"tables with a prediction {key!r}" if recorded and having else "tables"

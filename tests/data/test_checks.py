@@ -18,10 +18,10 @@ from nh2st_scverse.data.checks import (
     in_tissue,
     low_scores,
     raise_or_log,
-    tissue_of,
 )
 from nh2st_scverse.data.copies import Piece, repeated, touching
 from nh2st_scverse.data.geometry import Geometry, Level
+from nh2st_scverse.data.pixels import tissue_of
 
 RNG = np.random.default_rng(0)
 

@@ -11,6 +11,7 @@ from spatialdata import SpatialData
 import nh2st_scverse as nh
 from nh2st_scverse.data import checks
 from nh2st_scverse.data.geometry import spot_spacing
+from nh2st_scverse.data.pixels import tissue_of
 from nh2st_scverse.data.placement import MOST_SPOTS, Fit, components_of, fit
 
 
@@ -25,7 +26,7 @@ def drawn() -> tuple[np.ndarray, np.ndarray, sparse.csr_matrix]:
 def fitted(picture: np.ndarray, xy: np.ndarray, counts: sparse.csr_matrix, components: np.ndarray | None = None) -> Fit:
     chosen = np.unique(np.linspace(0, len(xy) - 1, MOST_SPOTS).astype(int))
     components = components_of(counts[chosen]) if components is None else components
-    tissue = checks.tissue_of(picture)
+    tissue = tissue_of(picture)
     return fit(picture, tissue, xy, components, chosen=chosen, spacing=spot_spacing(xy))
 
 

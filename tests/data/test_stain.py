@@ -12,8 +12,8 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel
 
 import nh2st_scverse as nh
-from nh2st_scverse.data.checks import tissue_of
 from nh2st_scverse.data.patches import thumbnail
+from nh2st_scverse.data.pixels import tissue_of
 from nh2st_scverse.data.section import Section, locate_sections
 from nh2st_scverse.data.stain import Restained, colour_map, fit_reference, recolour
 from nh2st_scverse.tl import _setup
