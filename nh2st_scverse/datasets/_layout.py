@@ -28,7 +28,9 @@ def smooth_noise(shape: tuple[int, int], scale: tuple[float, float], rng: np.ran
     """Periodic white noise under a Gaussian of the given width (rows, columns); in Fourier space any width is cheap."""
     spectrum = fft.rfft2(rng.standard_normal(shape, dtype=np.float32))
     for axis, frequency in enumerate((fft.fftfreq(shape[0])[:, None], fft.rfftfreq(shape[1])[None, :])):
-        spectrum *= np.exp(-2 * (np.pi * scale[axis] * frequency) ** 2).astype(np.float32)
+        weight = np.exp(-2 * (np.pi * scale[axis] * frequency) ** 2).astype(np.float32)
+        spectrum.real *= weight  # a third of the time of complex numbers
+        spectrum.imag *= weight
     spectrum[0, 0] = 0
     noise = fft.irfft2(spectrum, s=shape)
     return noise / noise.std()

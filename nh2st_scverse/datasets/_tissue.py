@@ -240,13 +240,17 @@ def _template(
     half = int(np.ceil(length * 0.65)) + 2
     y, x = (np.mgrid[: 2 * half * fine, : 2 * half * fine] + 0.5) / fine - half
     u, v = x * np.cos(angle) + y * np.sin(angle), -x * np.sin(angle) + y * np.cos(angle)
+    waves = [(k, rng.normal(0, 0.05 / k), rng.uniform(0, 6.3)) for k in (2, 3, 4)]  # of its outline
+    reach = (1 + 1 / width) * (1 + sum(abs(height) for _, height, _ in waves))  # beyond this it covers nothing
+    near = (u / (length / 2)) ** 2 + (v / (width / 2)) ** 2 < 1.001 * reach**2
+    u, v = u[near], v[near]
     theta = np.arctan2(v / width, u / length)
-    wobble = sum(rng.normal(0, 0.05 / k) * np.cos(k * theta + rng.uniform(0, 6.3)) for k in (2, 3, 4))
+    wobble = sum(height * np.cos(k * theta + shift) for k, height, shift in waves)
     rho = np.hypot(u / (length / 2), v / (width / 2)) / (1 + wobble)
     cover = np.clip((1 - rho) * width / 2 + 0.5, 0, 1)
 
-    chromatin = ndimage.gaussian_filter(rng.standard_normal(rho.shape), fine * 0.9 / microns_per_pixel)
-    chromatin = 1 + contrast * chromatin / chromatin.std() * 0.6
+    chromatin = ndimage.gaussian_filter(rng.standard_normal(near.shape), fine * 0.9 / microns_per_pixel)
+    chromatin = 1 + contrast * chromatin[near] / chromatin.std() * 0.6
     if kind == "tumour":  # vesicular: a dark membrane round pale chromatin, with nucleoli
         chromatin *= 0.82 + 0.35 * np.exp(-(((rho - 0.88) / 0.16) ** 2))
         for _ in range(rng.integers(0, 3)):
@@ -256,7 +260,9 @@ def _template(
     density = cover * stain * np.clip(chromatin, 0.4, 1.9)
 
     def shrink(a: np.ndarray) -> np.ndarray:
-        return a.reshape(2 * half, fine, 2 * half, fine).mean(axis=(1, 3)).astype(np.float32)
+        whole = np.zeros(near.shape)
+        whole[near] = a
+        return whole.reshape(2 * half, fine, 2 * half, fine).mean(axis=(1, 3)).astype(np.float32)
 
     return shrink(cover), shrink(density)
 
