@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +115,7 @@ class Seen:
 
     height: int
     width: int
-    read: Callable[[slice, slice], NDArray[np.uint8]]  # y and x to (h, w, 3)
+    read: Callable[[list[tuple[slice, slice]]], list[NDArray[np.uint8]]]  # each y and x to (h, w, 3)
 
     def places(self, share: float = 1 / 64) -> list[NDArray[np.uint8]]:
         """Five parts of it, each of this share of its sides."""
@@ -123,7 +124,7 @@ class Seen:
             start = round((at - share / 2) * size)
             return slice(start, max(start + 1, round((at + share / 2) * size)))
 
-        return [self.read(part(self.height, y), part(self.width, x)) for y, x in PLACES]
+        return self.read([(part(self.height, y), part(self.width, x)) for y, x in PLACES])
 
     def has_shape_of(self, finest: Seen) -> bool:
         """Whether it is as wide for its height as the finest level."""
@@ -142,8 +143,10 @@ def consistent_levels(arrays: Sequence[DataArray], how: Colours) -> list[int]:
     """Positions of the levels that show what the finest one shows: one shape, one colour at the same places."""
 
     def seen(array: DataArray) -> Seen:
-        def read(y: slice, x: slice) -> NDArray[np.uint8]:
-            return how.to_rgb(array.isel(y=y, x=x).transpose("y", "x", "c").values)
+        def read(parts: list[tuple[slice, slice]]) -> list[NDArray[np.uint8]]:
+            # at once: a small level is often made from all of the largest whenever it is read
+            found = dask.compute(*(array.isel(y=y, x=x).transpose("y", "x", "c").data for y, x in parts))
+            return [how.to_rgb(part) for part in found]
 
         return Seen(array.sizes["y"], array.sizes["x"], read)
 

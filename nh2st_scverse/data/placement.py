@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 from scipy.spatial import cKDTree
 
 from nh2st_scverse._constants import TARGET_SUM
+from nh2st_scverse.data.pixels import remembered
 
 ENOUGH_SPOTS = 100  # fewer fit an image anywhere
 MOST_SPOTS = 600  # evenly chosen among more: the score takes no longer for a large section
@@ -52,6 +53,7 @@ class Looks:
         return self.maps[y, x], np.asarray(inside & (self.tissue[y, x] > 0.5))
 
 
+@remembered
 def looks_of(picture: np.ndarray, tissue: np.ndarray, spacing: float) -> Looks:
     """Optical density of red, green and blue, and roughness, on cells of a quarter of the spacing (px).
 
@@ -190,6 +192,7 @@ class Fit:
         return self.best > self.score + MARGIN
 
 
+@remembered
 def fit(
     picture: np.ndarray,
     tissue: np.ndarray,

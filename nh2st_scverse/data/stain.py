@@ -99,7 +99,7 @@ def colour_map(section: Section, reference: dict[str, Any]) -> np.ndarray:
     values = {k: np.array(v) for k, v in reference.items() if k != "method"}
     try:
         found = sqim.normalize_stains(
-            _pictures(section.geometry),
+            _with_colours(_pictures(section.geometry)),
             "colours",
             StainReference(method=reference["method"], **values),
             inplace=False,
@@ -112,14 +112,20 @@ def colour_map(section: Section, reference: dict[str, Any]) -> np.ndarray:
 
 
 def _pictures(geometry: Geometry) -> SpatialData:
-    """A thumbnail with its tissue, and all colours as the finest level of an image whose coarsest is the thumbnail."""
+    """A thumbnail with its tissue."""
     picture = thumbnail(geometry)[0]
     small = Image2DModel.parse(picture.transpose(2, 0, 1), dims=("c", "y", "x"))
-    every = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
-    colours = Image2DModel.parse(np.stack([every >> 16, every >> 8 & 255, every & 255]).astype(np.uint8), dims="cyx")
-    levels = DataTree.from_dict({"scale0": Dataset({"image": colours}), "scale1": Dataset({"image": small})})
     tissue = Labels2DModel.parse(tissue_of(picture).astype(np.uint8), dims=("y", "x"))
-    return SpatialData(images={"thumbnail": small, "colours": levels}, labels={"tissue": tissue})
+    return SpatialData(images={"thumbnail": small}, labels={"tissue": tissue})
+
+
+def _with_colours(pictures: SpatialData) -> SpatialData:
+    """All colours beside them, as the finest level of an image whose coarsest is the thumbnail."""
+    each = np.arange(256, dtype=np.uint8)
+    every = np.stack(np.meshgrid(each, each, each, indexing="ij")).reshape(3, SIDE, SIDE)
+    levels = {"scale0": Image2DModel.parse(every, dims="cyx"), "scale1": pictures["thumbnail"]}
+    tree = DataTree.from_dict({name: Dataset({"image": level}) for name, level in levels.items()})
+    return SpatialData(images={**pictures.images, "colours": tree}, labels=dict(pictures.labels))
 
 
 def _unfit(method: str, section: Section, error: Exception) -> ValueError:

@@ -318,7 +318,7 @@ def _agree(finest: tuple[Source, da.Array], other: tuple[Source, da.Array]) -> b
 
 def _seen(source: Source, lazy: da.Array) -> Seen:
     _, height, width = lazy.shape
-    return Seen(height, width, source.read)
+    return Seen(height, width, lambda parts: [source.read(y, x) for y, x in parts])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
