@@ -215,7 +215,8 @@ class Pixels:
                 wanted[chunk] = None
         blocks = self.image.data.blocks
         for chunk, pixels in zip(wanted, dask.compute(*(blocks[:, y, x] for x, y in wanted)), strict=True):
-            self.held[chunk] = self.colours.to_rgb(pixels.transpose(1, 2, 0))
+            # as windows are: they are cut from it many times
+            self.held[chunk] = np.ascontiguousarray(self.colours.to_rgb(pixels.transpose(1, 2, 0)))
 
     def _n_bytes(self, chunk: Chunk) -> int:
         width, height = (edges[at + 1] - edges[at] for edges, at in zip(self.edges, chunk, strict=True))

@@ -32,7 +32,8 @@ def _rings() -> np.ndarray:
     return (ring.ravel()[:, None] == np.arange(N_RINGS)).astype(np.float32)
 
 
-PATTERNS, RINGS = _patterns(), _rings()
+PATTERNS = (_patterns()[:, None] == np.arange(N_PATTERNS)).astype(np.float32)  # (256, N_PATTERNS) of codes, 0 or 1
+RINGS = _rings()
 WINDOW = np.outer(np.hanning(SIDE), np.hanning(SIDE)).astype(np.float32)
 
 
@@ -71,20 +72,22 @@ class Texture:
 def _describe(patches: np.ndarray) -> np.ndarray:
     """Texture (n, 276) of patches (n, side, side, 3)."""
     density = DENSITY[patches]
-    total = density.sum(axis=-1)
-    dense = np.minimum(total * (N_BINS / 3 / MOST_DENSE), N_BINS - 1).astype(np.intp)
-    hue = (density[..., 0] - density[..., 2]) / (total + 0.1)
-    hue = np.clip(N_BINS * hue + N_BINS / 2, 0, N_BINS - 1).astype(np.intp)
-    red, green, blue = np.moveaxis(patches >> 6, -1, 0).astype(np.intp)
-    parts = [np.sqrt(_shares(N_BINS * dense + hue, N_BINS**2)), np.sqrt(_shares(16 * red + 4 * green + blue, 64))]
-    for image in (patches.mean(axis=-1, dtype=np.float32) / 255, (density @ STAINS)[..., 0]):
+    red, green, blue = np.moveaxis(density, -1, 0)
+    total = red + green + blue  # several times as fast as a sum over the last axis
+    dense = np.minimum(total * (N_BINS / 3 / MOST_DENSE), N_BINS - 1).astype(np.uint8)
+    hue = np.clip(N_BINS * ((red - blue) / (total + 0.1)) + N_BINS / 2, 0, N_BINS - 1).astype(np.uint8)
+    parts = [np.sqrt(_shares(N_BINS * dense + hue, N_BINS**2))]
+    red, green, blue = np.moveaxis(patches >> 6, -1, 0)
+    parts.append(np.sqrt(_shares(16 * red + 4 * green + blue, 64)))
+    red, green, blue = np.moveaxis(patches, -1, 0).astype(np.float32)
+    for image in ((red + green + blue) / np.float32(3) / 255, np.ascontiguousarray((density @ STAINS)[..., 0])):
         spectrum = rfft2((image - image.mean(axis=(1, 2), keepdims=True)) * WINDOW, axes=(1, 2))
         power = np.square(np.abs(spectrum)).reshape(len(image), -1) @ RINGS
         parts.append(np.log(power + 1e-3))
         for scale in range(N_BANDS):
             parts.append(_blobs(image))
             if scale < N_SCALES:
-                parts.append(_shares(_codes(image), N_PATTERNS))
+                parts.append(_shares(_codes(image), 256) @ PATTERNS)
             image = halved(image)
     return np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -92,19 +95,18 @@ def _describe(patches: np.ndarray) -> np.ndarray:
 def _shares(which: np.ndarray, n: int) -> np.ndarray:
     """Share (patches, n) of the pixels of each patch in each of n bins."""
     flat = which.reshape(len(which), -1)
-    counts = np.bincount((flat + n * np.arange(len(flat))[:, None]).ravel(), minlength=n * len(flat))
-    return counts.reshape(len(flat), n) / flat.shape[1]
+    return np.stack([np.bincount(one, minlength=n) for one in flat]) / flat.shape[1]
 
 
 def _codes(images: np.ndarray) -> np.ndarray:
-    """Local binary pattern of each inner pixel of images (n, side, side)."""
+    """Which neighbours of each inner pixel of images (n, side, side) are brighter, a bit for each."""
     centre = images[:, 1:-1, 1:-1] + np.float32(BRIGHTER)
     code = np.zeros(centre.shape, dtype=np.uint8)
     height, width = images.shape[1:]
     for bit, (down, right) in enumerate(AROUND):
         neighbour = images[:, 1 + down : height - 1 + down, 1 + right : width - 1 + right]
-        code |= (neighbour > centre).astype(np.uint8) << np.uint8(bit)
-    return PATTERNS[code]
+        code |= (neighbour > centre).view(np.uint8) << np.uint8(bit)
+    return code
 
 
 def _blobs(images: np.ndarray) -> np.ndarray:
@@ -114,5 +116,6 @@ def _blobs(images: np.ndarray) -> np.ndarray:
     found = np.sort((images[:, 1:-1, 1:-1] - around).reshape(len(images), -1), axis=1)
     ranks = np.rint(np.array(PERCENTILES) / 100 * (found.shape[1] - 1)).astype(int)
     spread = found.std(axis=1, keepdims=True)
-    skewness = ((found / (spread + 1e-6)) ** 3).mean(axis=1, keepdims=True)
+    scaled = found / (spread + 1e-6)
+    skewness = (scaled * scaled * scaled).mean(axis=1, keepdims=True)  # a power of 3 takes many times as long
     return np.concatenate([found[:, ranks], spread, skewness], axis=1)

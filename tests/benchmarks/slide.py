@@ -166,11 +166,11 @@ def train_model(folder: Path, encoder: Any, n_genes: int = 50, maps: str = "none
     return folder
 
 
-def encode_maps(width_um: float) -> dict[float, tuple[int, float]]:
+def encode_maps(width_um: float, path: Path) -> dict[float, tuple[int, float]]:
     """Places, and seconds of the processor to encode them: by pitch with maps, 0 for patches of a few."""
-    warnings.simplefilter("ignore")
-    logging.getLogger("nh2st_scverse").setLevel(logging.ERROR)
     drawn = nh.datasets.synthetic(width_um=width_um, microns_per_pixel=MICRONS).subset(["section_0_image"])
+    drawn.write(path)  # in memory its coarse levels would be made anew for every field of view
+    drawn = fresh(path)
     encoder, found, sections = nh.encoders.get(), {}, {}
     for pitch in (100.0, 25.0, 10.0):
         nh.pp.grid(drawn, spacing_um=pitch)
@@ -179,7 +179,7 @@ def encode_maps(width_um: float) -> dict[float, tuple[int, float]]:
         sections[pitch] = collect_places(drawn, key, shapes, elements, patch_um=PATCH).sections[0]
         del drawn.shapes[key]
     middle = sections[25.0].n_spots // 2
-    few = sections[25.0].take(np.arange(middle, middle + 60))
+    few = sections[25.0].take(np.arange(middle, middle + 250))  # of fewer, reading is a larger part
     for mapped in ((), FIELDS):  # what is compiled once is no part of it
         encode_section(few, encoder, sight=Sight(PATCH, FIELDS, mapped), progress=False)
     for pitch, section, mapped in ((0.0, few, ()), *((pitch, one, FIELDS) for pitch, one in sections.items())):
@@ -244,7 +244,7 @@ def on_slides(options: argparse.Namespace, temporary: Path) -> dict[str, Any]:
                 peak < 3 and peak < 1.15 * found[f"peak {options.size // 2}"],
             )
     if "maps" in options.parts:
-        one = alone(encode_maps, 1000 * options.tissue)
+        one = alone(encode_maps, 1000 * options.tissue, temporary / "drawn.zarr")
         each = one[0.0][1] / one[0.0][0]  # seconds for a place of patches
         for pitch in (100.0, 25.0, 10.0):
             n, taken = found[f"maps {pitch:g}"] = one[pitch]
