@@ -44,6 +44,9 @@ def _sections_are_drawn_once() -> Iterator[None]:
         key = repr((args, sorted(settings.items())))  # not the values: True is no 1
         if key not in drawn:
             drawn[key] = draw(*args, **settings)
+            for image in drawn[key].images.values():
+                for level in image.children.values():  # smaller ones are made from the largest once
+                    level["image"].data = level["image"].data.persist()
         return deepcopy(drawn[key])  # the lazy pixels, which nobody can change, are shared
 
     with pytest.MonkeyPatch.context() as patch:
