@@ -4,9 +4,13 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small arrays: on a shared machine several threads wait for each other
 
-from collections.abc import Iterator
+import multiprocessing
+import runpy
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import wraps
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +106,40 @@ def legacy(fine) -> list[SpatialData]:
         table.var = table.var[[]]
         made.append(nh.io.from_anndata(table, pixels, microns_per_pixel=2, spot_diameter=100, section="section_0"))
     return made
+
+
+IMPORTED = ["lightning", "nh2st_scverse.archive", "nh2st_scverse.cli", "nh2st_scverse.datasets._synthetic"]
+IMPORTED += ["nh2st_scverse.encoders", "nh2st_scverse.tl._train", "spatialdata", "squidpy.experimental.im"]
+
+
+@pytest.fixture(scope="session")
+def forked() -> multiprocessing.context.BaseContext:
+    """Starts processes of their own that have imported the package: imports would be most of their time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    forkserver.ensure_running()  # what other libraries would import first comes too late
+    return context
+
+
+@pytest.fixture(scope="session")
+def start(forked: multiprocessing.context.BaseContext) -> Callable[[str, Path], BaseProcess]:
+    """Runs code, as ``folder/script.py``, in a process of its own; what it prints goes to ``folder/said``."""
+    begin = """import os, sys
+os.chdir({folder!r})
+sys.argv = [{path!r}]
+for number in (1, 2):
+    os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+"""
+
+    def run(code: str, folder: Path) -> BaseProcess:
+        folder.mkdir(exist_ok=True)
+        path = folder / "script.py"
+        path.write_text(begin.format(folder=str(folder), path=str(path)) + code)
+        process = forked.Process(target=runpy.run_path, args=(str(path),), kwargs={"run_name": "__main__"}, daemon=True)
+        process.start()
+        return process
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,17 +74,17 @@ def test_finds_stores_slides_and_space_ranger_folders(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ done once, or told
 
 
-def test_predicts_a_folder_and_goes_on_after_kills(slides: Path, model: Path, tmp_path: Path) -> None:
+def test_predicts_a_folder_and_goes_on_after_kills(slides: Path, model: Path, tmp_path: Path, start: Any) -> None:
     """Killed twice, the results are those of one call; what is broken is a row, and the rest is done."""
-    command = [sys.executable, "-m", "nh2st_scverse.cli", "predict", str(slides), "--model", str(model), "--out"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = ["predict", str(slides), "--model", str(model), "--out", str(killed)]
     for n in (1, 3):  # slides that are done when it is killed
-        process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(f"from nh2st_scverse.cli import main\nmain({command!r})", tmp_path / f"call {n}")
         deadline = time.monotonic() + 120
         while len(list(killed.glob("s*.zarr"))) < n and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert n <= len(list(killed.glob("s*.zarr"))) < N_SLIDES - 2
     begun = {path.name: path.stat().st_mtime_ns for path in killed.glob("s*.zarr")}
     for out in (killed, whole):

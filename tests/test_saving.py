@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -268,13 +266,12 @@ for mode in ("kill", "once", "full"):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot fork here")
-def test_the_old_or_the_new_model_loads_whatever_happens(tmp_path: Path) -> None:
+def test_the_old_or_the_new_model_loads_whatever_happens(tmp_path: Path, start: Any) -> None:
     """Children are killed, or get no space (once, or from then on), at each touch of the folder."""
-    script = tmp_path / "save.py"
     paths = [str(Path(nh.__file__).parents[1]), str(Path(__file__).parent)]
-    script.write_text(SCRIPT.format(paths=paths, folder=str(tmp_path / "saved" / "here")))
-    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=900)
-    assert ran.returncode == 0, ran.stderr
+    ran = start(SCRIPT.format(paths=paths, folder=str(tmp_path / "saved" / "here")), tmp_path)
+    ran.join(900)
+    assert ran.exitcode == 0, (tmp_path / "said").read_text()
 
 
 def test_a_first_save_that_was_killed_is_no_model_that_is_in_the_way(model: nh.NH2ST, tmp_path: Path) -> None:

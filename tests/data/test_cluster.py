@@ -7,8 +7,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
+import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
@@ -39,8 +41,9 @@ class Colours:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
+def client(forked: Any) -> Iterator[Client]:
     with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         LocalCluster(n_workers=2, processes=True, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):

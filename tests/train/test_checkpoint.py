@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +73,16 @@ def settings(preset: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
-def test_a_killed_training_goes_on_to_the_same_model(preset: str, sdata: SpatialData, tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_to_the_same_model(
+    preset: str, sdata: SpatialData, tmp_path: Path, start: Any
+) -> None:
     """On as many threads as before: a trunk sums in another order on another number."""
     folder = tmp_path / "checkpoints"
-    script = tmp_path / "train.py"
     paths = [str(Path(nh.__file__).parents[1]), str(Path(__file__).parent)]
     threads = torch.get_num_threads()
-    script.write_text(SCRIPT.format(paths=paths, folder=str(folder), preset=preset, threads=threads))
-    killed = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = start(SCRIPT.format(paths=paths, folder=str(folder), preset=preset, threads=threads), tmp_path / "call")
+    killed.join(300)
+    assert killed.exitcode == -signal.SIGKILL, (tmp_path / "call" / "said").read_text()
     left = torch.load(folder / "member_0.ckpt", weights_only=True)
     assert left["epoch"] == 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -176,7 +175,7 @@ if rank_zero_only.rank == 0:
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_model_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_train_the_model_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: Any) -> None:
     """Two processes take a batch each for a step: the same as one that accumulates two batches."""
 
     def script(name: str, options: dict[str, Any]) -> str:
@@ -186,11 +185,10 @@ def test_two_processes_train_the_model_of_one(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(sys, "path", sys.path.copy())
     exec(script("one", {"accumulate_grad_batches": 2}), {})
-    path = tmp_path / "two.py"
-    path.write_text(script("two", {"devices": 2, "strategy": "ddp"}))
-    done = subprocess.run([sys.executable, str(path)], capture_output=True, timeout=300, cwd=tmp_path / "two")
-    said = done.stderr.decode()  # not text=True, for which each "\r" of a bar begins a line
-    assert done.returncode == 0, said
+    done = start(script("two", {"devices": 2, "strategy": "ddp"}), tmp_path / "two")  # it starts the second one
+    done.join(300)
+    said = (tmp_path / "two" / "said").read_bytes().decode()  # as text, each "\r" of a bar would begin a line
+    assert done.exitcode == 0, said
     one, two = (nh.NH2ST.load(tmp_path / name / "model") for name in ("one", "two"))
     assert len(one.history) == len(two.history) == 12
     assert np.allclose(one.history.select_dtypes(float), two.history.select_dtypes(float), rtol=1e-3, atol=1e-3)

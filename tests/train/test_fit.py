@@ -6,8 +6,8 @@ import math
 import os
 import random
 import signal
-import subprocess
 import sys
+import time
 import tracemalloc
 import warnings
 from collections.abc import Callable
@@ -507,19 +507,21 @@ print("members", len(model.members), "epochs", len(model.history) >= 3, flush=Tr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT of another process")
-def test_ctrl_c_in_a_terminal_returns_the_model(encoder: Any) -> None:
+def test_ctrl_c_in_a_terminal_returns_the_model(encoder: Any, start: Any, tmp_path: Path) -> None:
     root = str(Path(nh.__file__).parents[1])
     code = SCRIPT.format(root=root, colours="import numpy as np\n" + inspect.getsource(type(encoder)))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process, said = start(code, tmp_path), tmp_path / "said"
     try:
-        assert process.stdout.readline() == "training\n"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
+        while process.is_alive() and not (said.is_file() and "training\n" in said.read_text()):
+            time.sleep(0.05)
+        assert process.is_alive(), said.read_text()
+        os.kill(process.pid, signal.SIGINT)
+        process.join(300)
     finally:
         process.kill()
-    assert out == "members 1 epochs True\n"
-    assert "Interrupted: the model is made of the 1 of 2 members so far" in err
-    assert process.returncode == 0
+    assert said.read_text().endswith("members 1 epochs True\n")
+    assert "Interrupted: the model is made of the 1 of 2 members so far" in said.read_text()
+    assert process.exitcode == 0
 
 
 def test_what_is_flat_in_training_cannot_explode_elsewhere() -> None:
