@@ -26,6 +26,7 @@ from nh2st_scverse.data.neighbours import Neighbours
 from nh2st_scverse.data.section import Section, locate_sections
 from nh2st_scverse.model.card import Card
 from nh2st_scverse.model.saved import FORMAT
+from nh2st_scverse.train.likeness import apart
 
 SAVED = Path(__file__).parent / "data_models"
 FILES = ["history.csv", "model.json", "weights.safetensors"]
@@ -67,6 +68,26 @@ def paper(sdata: SpatialData) -> nh.NH2ST:
     encoder.input_size = 32  # px: quick
     options = {"limit_train_batches": 2}
     return train(sdata, preset="paper", encoder=encoder, max_epochs=1, n_members=1, trainer_kwargs=options)
+
+
+def test_members_know_how_far_apart_held_out_tissue_is(model: nh.NH2ST, sdata: SpatialData) -> None:
+    features = sdata["table"].obsm["nh2st_features"]
+    held_out = model.history.groupby("member")["held_out"].first()
+    assert len(set(held_out)) == 2
+    for section in locate_sections(sdata):
+        found = model._by_member(
+            lambda member, spots: apart(member, spots, spots.trainable.nonzero()[:, 0]),
+            section,
+            features[section.rows],
+            "cpu",
+        )
+        for name, member, value in zip(held_out, model.members, found, strict=True):
+            known = name == {"section_0_spots": "1", "section_1_spots": "NA"}[section.name]
+            assert 0 < member.apart < 0.3 and (abs(member.apart - value) < 1e-4) == known
+    older = {name: value for name, value in member.state_dict().items() if name != "apart"}
+    again = deepcopy(member)
+    again.load_state_dict(older)
+    assert again.apart == 0
 
 
 @pytest.fixture

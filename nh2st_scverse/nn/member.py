@@ -36,6 +36,7 @@ class Member(nn.Module):
     target_mean: Tensor
     target_scale: Tensor
     variance: Tensor
+    apart: Tensor
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class Member(nn.Module):
         if self.ridge is not None and config.fallback and kernel != "linear" and self.projection is not None:
             self.linear = KernelRidge("linear", 2 * n_inputs, n_genes)
             self.register_buffer("variance", torch.ones(min(N_ALIKE, n_inputs)))  # of the first inputs in training
+            self.register_buffer("apart", torch.zeros(()))  # of held-out tissue: one minus its alignment
         self.register_load_state_dict_pre_hook(_rename)
 
     def images(self, inputs: Tensor, nodes: Tensor, mask: Tensor, offsets: Tensor) -> Images:
@@ -92,10 +94,12 @@ class Member(nn.Module):
 
 
 def _rename(member: Member, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Read the ridge of a member that was saved by an earlier version."""
+    """Read a member that was saved by an earlier version."""
     if f"{prefix}ridge" in state:
         weights = state.pop(f"{prefix}ridge")
         state |= {f"{prefix}ridge.weights": weights, f"{prefix}ridge.mean": torch.zeros(len(weights))}
         for name in ("landmarks", "width"):
             if f"{prefix}{name}" in state:
                 state[f"{prefix}ridge.{name}"] = state.pop(f"{prefix}{name}")
+    if f"{prefix}variance" in state:  # earlier versions did not ask how far held-out tissue is
+        state.setdefault(f"{prefix}apart", torch.zeros(()))

@@ -24,6 +24,7 @@ from nh2st_scverse.train.batches import Batches, InOrder
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.checkpoint import SaveEpochs, whole
 from nh2st_scverse.train.data import Data
+from nh2st_scverse.train.likeness import apart
 from nh2st_scverse.train.memory import kept_memory
 from nh2st_scverse.train.scores import section_pearson
 from nh2st_scverse.train.task import Task
@@ -90,6 +91,7 @@ def fit_member(
             held.inputs = components(held.inputs, member.projection, held.nodes[at].unique())
         if member.linear is not None:
             member.variance.copy_(spots.inputs[spots.trainable, : len(member.variance)].var(dim=0))
+            member.apart.fill_(apart(member, held, at[held.trainable[at]]))
         if config.ridge:
             _fit_ridges(member, spots, held, at)
         best = Best(config.patience)

@@ -75,6 +75,15 @@ def test_likeness_falls_with_the_alignment(
     assert likeness(member, spots) == 1
 
 
+@pytest.mark.parametrize(("held_out", "alike"), [(0.0, 0.038), (0.06, 0.038), (0.1, 0.404), (0.2, 0.994)])
+def test_sections_are_as_far_apart_as_those_of_training_may_be(
+    member: Member, spots: Tensors, held_out: float, alike: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "alignment", lambda *_: 0.79)
+    member.apart.fill_(held_out)
+    assert likeness(member, spots) == pytest.approx(alike, abs=5e-3)
+
+
 def test_a_section_is_predicted_with_the_share_that_its_likeness_allows(
     member: Member, spots: Tensors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
