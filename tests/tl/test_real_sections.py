@@ -191,13 +191,13 @@ class Colours:
 
 
 def quick(**more: Any) -> dict[str, Any]:
-    small = {"embedding": 32, "hidden": 32, "bottleneck": 32, "n_members": 2, "max_epochs": 2}
+    small = {"embedding": 32, "hidden": 32, "bottleneck": 32, "n_members": 1, "max_epochs": 2, "fields": (1.0,)}
     return {"encoder": Colours(), "n_genes": 30, "progress": False, **small, **more}
 
 
 @pytest.mark.slow
 def test_a_slide_without_its_spots_is_predicted_as_with_them(data_dir: Path) -> None:
-    trained_on = [nh.io.her2st(data_dir / "her2st", name) for name in ("C2", "C3", "C4")]
+    trained_on = [nh.io.her2st(data_dir / "her2st", name) for name in ("C2", "C4")]
     model = nh.tl.train(trained_on, **quick(genes="highest_mean"))
     section = nh.io.her2st(data_dir / "her2st", "C5")
     slide = SpatialData(images=dict(section.images))
@@ -237,7 +237,7 @@ def test_colon_is_cross_fitted_and_trains_a_model(data_dir: Path) -> None:
     table = sdata.tables["table"]
     assert table.uns["nh2st"]["patch_um"] == pytest.approx(75, rel=0.02)
     assert table.var["nh2st_pearson"].mean() > 0.05  # of colours alone
-    model = nh.tl.train(sdata, **quick(n_members=1))
+    model = nh.tl.train(sdata, **quick())
     assert (model.patch_um, model.spacing_um) == (pytest.approx(75, rel=0.02), pytest.approx(100, rel=0.02))
     slide = SpatialData(images=dict(sdata.images))
     nh.tl.predict_expression(slide, model=model, encoder=Colours(), progress=False)

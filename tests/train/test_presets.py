@@ -27,7 +27,7 @@ class Stains:
 
 def test_context_genes_need_the_neighbourhood() -> None:
     """Genes driven by the adjacent spots are predicted from the images around a spot, not from its own."""
-    sdata = nh.datasets.synthetic(width_um=1500, n_sections=3)
+    sdata = nh.datasets.synthetic(width_um=1500, n_sections=2)
     programs = json.loads(sdata["table"].uns["synthetic"]["programs"])
     genes = {"context": programs["context"], "tumour": programs["tumour"][:10]}
     sides = {"encoder": Stains(), "fields": (1.0,), "patch_um": 75.0}  # spots are 100 µm apart: a patch holds no other
