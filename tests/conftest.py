@@ -4,11 +4,13 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small arrays: on a shared machine several threads wait for each other
 
+import gc
 import multiprocessing
 import runpy
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import wraps
+from functools import cache, wraps
+from importlib.metadata import entry_points
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -55,6 +57,16 @@ def _sections_are_drawn_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nh.datasets, "synthetic", synthetic)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_takes_time_again_and_again() -> Iterator[None]:
+    """Small pictures in reports; entry points of all packages, for which each Trainer looks, are found once."""
+    gc.freeze()  # what was imported stays: no search for what can be freed goes through it again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nh2st_scverse.tl._report.DPI", 40)
+        patch.setattr("lightning.fabric.utilities.registry.entry_points", cache(entry_points))
         yield
 
 

@@ -18,7 +18,7 @@ def test_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "out"
     nh.datasets.synthetic(width_um=800).write(folder / "section.zarr")  # of an earlier run, which this one replaces
     (folder / "gene_scores.csv").write_text("old")
-    assert main(["--folder", str(folder), "--width", "1800", "--epochs", "5"]) == folder
+    assert main(["--folder", str(folder), "--width", "1500", "--epochs", "2"]) == folder
 
     printed = capsys.readouterr().out
     written = {path.name for path in folder.iterdir()}

@@ -33,6 +33,8 @@ def figures(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 # quickstart keeps.
 QUICK = """
 def quicken():
+    import functools
+    from lightning.fabric.utilities import registry
     import numpy as np
     import nh2st_scverse as nh
     from nh2st_scverse.nn import Config
@@ -46,7 +48,8 @@ def quicken():
         small = patches[:, ::4, ::4] / np.float32(255)
         return np.concatenate([small.mean(axis=(1, 2)), small.std(axis=(1, 2))], axis=1) @ mixed[:, : self.dim]
 
-    Config.preset = preset
+    Config.preset, nh.tl._report.DPI = preset, 30
+    registry.entry_points = functools.cache(registry.entry_points)
     for encoder in (nh.encoders.EfficientNetLite0, nh.encoders.Statistics, nh.encoders.Texture):
         encoder.__call__ = encode
         encoder.input_size = property(lambda self: 48, lambda self, side: vars(self).update(input_size=side))
@@ -125,7 +128,7 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plt, "show", lambda *args, **kwargs: None)
     kinds = (nh.encoders.EfficientNetLite0, nh.encoders.Statistics, nh.encoders.Texture)
-    for owner, name in ((Config, "preset"), *product(kinds, ("__call__", "input_size"))):
+    for owner, name in ((Config, "preset"), (nh.tl._report, "DPI"), *product(kinds, ("__call__", "input_size"))):
         monkeypatch.setattr(owner, name, getattr(owner, name, None), raising=False)  # to have it back
     exec(QUICK, {})
     section = nh.datasets.synthetic(width_um=1600, seed=3)
