@@ -63,7 +63,8 @@ def _sections_are_drawn_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_takes_time_again_and_again() -> Iterator[None]:
     """Small pictures in reports; entry points of all packages, for which each Trainer looks, are found once."""
-    gc.freeze()  # what was imported stays: no search for what can be freed goes through it again
+    gc.freeze()  # what was imported stays: no search for what can be freed goes through it again, and it is rarer
+    gc.set_threshold(2000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nh2st_scverse.tl._report.DPI", 40)
         patch.setattr("lightning.fabric.utilities.registry.entry_points", cache(entry_points))

@@ -63,6 +63,7 @@ import matplotlib.pyplot as plt
 import scanpy, spatialdata_io, spatialdata_plot, squidpy
 plt.rcParams["figure.dpi"] = 30
 gc.freeze()
+gc.set_threshold(2000)
 """
 FRESH = """
 %reset -f
