@@ -70,6 +70,13 @@ class Elements:
         if microns_per_pixel is not None:
             check_positive(microns_per_pixel, argument="microns_per_pixel")
         image = dict(image_key) if isinstance(image_key, Mapping) else image_key
+        for argument, key in {"table_key": table_key, "shapes_key": shapes_key, "image_key": image}.items():
+            if not isinstance(key, str | None | (dict if argument == "image_key" else str)):
+                raise TypeError(
+                    f"Expected {argument} to be the name of one element"
+                    + (", or {shapes: image}" if argument == "image_key" else "")
+                    + f", found {type(key).__name__} {key!r}."
+                )
         return cls(table_key, shapes_key, image, microns_per_pixel, as_allowances(allow))
 
     def image_of(self, shapes_key: str) -> str | None:

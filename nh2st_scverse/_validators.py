@@ -37,7 +37,7 @@ def check_unique(names: Any, *, what: str, remedy: str) -> None:
     if (counts > 1).any():
         twice = values[counts > 1]
         raise ValueError(
-            f"Expected unique {what}, found {len(twice)} of {len(values)} more than once, e.g. {list(twice[:5])}. "
+            f"Expected unique {what}, found {len(twice)} of {len(values)} more than once, e.g. {twice[:5].tolist()}. "
             f"Mend with {remedy}."
         )
 
@@ -185,10 +185,11 @@ def as_count(value: Any, *, argument: str, least: int = 1) -> int:
     return int(value)
 
 
-def check_path(path: Any, *, argument: str) -> None:
-    """Raise TypeError unless `path` is one."""
+def as_path(path: Any, *, argument: str) -> Path:
+    """The path, with ``~`` as the home of the user; raise TypeError unless it is one."""
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise TypeError(f"Expected {argument} to be a path, found {type(path).__name__} {_short(path)}.")
+    return Path(path).expanduser()
 
 
 def check_link(table: Any, name: str) -> None:
@@ -226,6 +227,17 @@ def check_link(table: Any, name: str) -> None:
         )
 
 
+def whole_ids(ids: pd.Series) -> pd.Series:
+    """Ids that are whole numbers, kept as any type, as integers; others as they are."""
+    if ids.dtype == np.int64:
+        return ids
+    try:
+        whole = ids.astype(np.int64)
+    except (TypeError, ValueError):
+        return ids
+    return whole if whole.eq(ids.astype(object)).all() else ids  # the text "1" is no number
+
+
 def as_file(path: Any, *, argument: str, suffixes: Collection[str] = ()) -> Path:
     """The path of a file that is there.
 
@@ -236,11 +248,10 @@ def as_file(path: Any, *, argument: str, suffixes: Collection[str] = ()) -> Path
     FileNotFoundError
         There is no such file; says which there are, with the endings `suffixes`.
     """
-    check_path(path, argument=argument)
-    file = Path(path).expanduser()
+    file = as_path(path, argument=argument)
     if "\0" in str(file) or not file.is_file():
         parent = file.parent if "\0" not in str(file) else Path("nowhere")
-        beside = sorted(p.name for p in parent.glob("*") if p.suffix.lower() in suffixes)
+        beside = sorted(p.name for p in parent.glob("*") if p.suffix.lower() in suffixes and p.is_file())
         here = f" In that folder: {examples(beside)}." if beside else ""
         what = "It is a folder." if "\0" not in str(file) and file.is_dir() else here.strip()
         raise FileNotFoundError(f"Expected {argument} to be a file, found none at {str(file)!r}. {what}".rstrip())

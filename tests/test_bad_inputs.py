@@ -228,6 +228,11 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+def link(path: Path, to: Path) -> Path:
+    path.symlink_to(to)
+    return path
+
+
 def model_json(w: World, edit: Callable[[str], str]) -> Path:
     """A copy of the saved model with another model.json."""
     folder = w.tmp / "edited"
@@ -251,6 +256,14 @@ def foreign(w: World, predicted: Any, unit: Any = "log1p(counts per 10,000)") ->
     """Score a layer ``x``, which has the counts, as that of another tool."""
     w = change(w, lambda t: t.layers.__setitem__("x", t.X.copy()))
     return nh.tl.evaluate(w.sdata, predicted=predicted, unit=unit)
+
+
+def without_predicted(w: World, call: Callable[[SpatialData], Any]) -> Any:
+    """Call with a table whose predicted genes were left out."""
+    table = w.done.tables["table"]
+    w.done.tables["table"] = table[:, ~table.var["nh2st"]].copy()
+    w.before = w.look()
+    return call(w.done)
 
 
 def draw(w: World, which: tuple[str, str]) -> Any:
@@ -332,6 +345,11 @@ ROWS |= {
     "adata: no spots": (lambda w: w.read(adata=w.adata[:0].copy()), ValueError, "has no spots"),
     "image: None": (lambda w: w.read(image=None), TypeError, "image to be a path or an array"),
     "image: a list": (lambda w: w.read(image=[[0]]), TypeError, "image to be a path or an array"),
+    "image: a link to nothing": (
+        lambda w: w.read(image=link(w.tmp / "a.tif", w.tmp / "gone.tif")),
+        FileNotFoundError,
+        r"found none at '[^']*a\.tif'\.$",
+    ),
     "image: path as text": (lambda w: w.read(image=str(w.tif)), None, ""),
     "image_scale: None": (lambda w: w.read(image_scale=None), ValueError, "image_scale"),
     "image_scale: text": (lambda w: w.read(image_scale="2"), ValueError, "image_scale to be a number above 0"),
@@ -426,6 +444,11 @@ ROWS |= {
     "groups: lists": (lambda w: w.train(groups=[["a"], ["b"]]), TypeError, "texts or numbers"),
     "groups: numbers": (lambda w: w.train(groups=np.array([1, 2])), None, ""),
     "groups: a Series": (lambda w: w.train(groups=pd.Series(["a", "b"], index=[5, 9])), None, ""),
+    "groups: a Series of some": (
+        lambda w: w.train(groups=pd.Series({"section_1_spots": "a", "other": "b"})),
+        KeyError,
+        r"Expected a group for each of \['section_0_spots', 'section_1_spots'\]",
+    ),
     # ---------------------------------------------------------------------------------------------------------- genes
     "genes: None": (lambda w: w.train(genes=None), TypeError, "genes to be a list"),
     "genes: a set": (lambda w: w.train(genes=set(w.table.var_names[:4])), TypeError, r"pass sorted\(genes\)"),
@@ -507,7 +530,12 @@ ROWS |= {
         ValueError,
         "no lightning.Callback",
     ),
+    "table_key: a list": (lambda w: w.predict(table_key=["table"]), TypeError, "table_key to be the name of one"),
+    "shapes_key: a list": (lambda w: w.with_model(shapes_key=["section_0_spots"]), TypeError, "found list"),
+    "image_key: a list": (lambda w: w.train(image_key=["a"]), TypeError, "name of one element, or {shapes: image}"),
+    "image_key: a number": (lambda w: nh.pp.grid(w.slide, spacing_um=100, image_key=0), (TypeError, KeyError), "0"),
     "allow: None": (lambda w: w.train(allow=None), ValueError, "allow to be among"),
+    "allow: a generator": (lambda w: w.predict(allow=(name for name in ["coarse"]), patch_um=20), None, ""),
     "allow: a number": (lambda w: w.with_model(allow=1), ValueError, "allow to be among"),
     "allow: all": (lambda w: w.predict(allow="all"), ValueError, "allow to be one of"),
     # ------------------------------------------------------------------------------------------------------- settings
@@ -586,6 +614,11 @@ ROWS |= {
         lambda w: change(w, obs("spot_id", lambda c: c.astype(float).where(c > 0))).train(),
         ValueError,
         "spot_id|spot that|instance",
+    ),
+    "table: ids as texts and numbers": (
+        lambda w: change(w, obs("spot_id", lambda c: [str(i) if i % 2 else i for i in c])).train(),
+        ValueError,
+        "texts and numbers",
     ),
     "table: X of objects": (
         lambda w: change(w, lambda t: setattr(t, "X", t.X.toarray().astype(object))).train(),
@@ -679,6 +712,22 @@ ROWS |= {
     "evaluate: n_splits zero": (lambda w: nh.tl.evaluate(w.done, n_splits=0), ValueError, "n_splits"),
     "evaluate: n_splits text": (lambda w: nh.tl.evaluate(w.done, n_splits="5"), ValueError, "n_splits"),
     "evaluate: a layer that is not there": (lambda w: nh.tl.evaluate(w.done, layer="x"), KeyError, "layer='x'"),
+    **{
+        f"{name}: no gene of the prediction is left": (
+            given(without_predicted, call),
+            ValueError,
+            "genes that are predicted under key='nh2st', found none among the 22 of the table",
+        )
+        for name, call in {
+            "evaluate": nh.tl.evaluate,
+            "biology": nh.tl.biology,
+            "region": lambda s: nh.tl.region(s, "tissue", value="tumour"),
+            "pl.expression": nh.pl.expression,
+            "pl.scatter": nh.pl.scatter,
+            "pl.slide_map": nh.pl.slide_map,
+            "explore": nh.explore,
+        }.items()
+    },
     "biology: no prediction": (lambda w: nh.tl.biology(w.sdata), KeyError, "predict_expression"),
     "biology: n_top zero": (lambda w: nh.tl.biology(w.done, n_top=0), ValueError, "n_top"),
     "biology: n_top text": (lambda w: nh.tl.biology(w.done, n_top="5"), ValueError, "n_top"),

@@ -145,7 +145,12 @@ def test_what_it_was_made_from_is_read_on_the_model_and_cannot_be_set(model: nh.
     assert {"unit", "trained_on", "residuals", "genes", "card"} <= set(dir(model))
     model.trained_on["another"] = "patient"  # a copy
     assert list(model.trained_on) == ["section_0_spots", "section_1_spots"]
-    for name in ("unit", "novelty", "interrupted"):
+    genes, best = model.genes, model.scores["pearson"]
+    model.genes.sort()  # copies, too: a user's order is no other order of the predictions
+    model.genes.append("another")
+    model.scores.sort_values("pearson", inplace=True)
+    assert model.genes == genes and model.scores["pearson"].equals(best)
+    for name in ("unit", "novelty", "interrupted", "genes", "scores", "config"):
         with pytest.raises(AttributeError, match=f"{name} of a model cannot be set"):
             setattr(model, name, None)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):

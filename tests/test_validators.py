@@ -106,3 +106,18 @@ def test_what_can_be_meant_is_made_plain(tmp_path: Path) -> None:
         assert v.as_file(path, argument="path") == tmp_path / "a.txt"
     v.check_one_of(None, (None, "a"), argument="by")
     assert v.as_allowances("coarse") == v.as_allowances(["coarse"]) == {"coarse"}
+
+
+def test_a_path_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert v.as_path("~/a.png", argument="path") == tmp_path / "a.png"
+    (tmp_path / "a.png").touch()
+    assert v.as_file("~/a.png", argument="path") == tmp_path / "a.png"
+
+
+def test_ids_of_any_type_are_the_whole_numbers_that_they_mean() -> None:
+    for kind in ("float64", "object", "Int64", "int32", "category"):
+        assert v.whole_ids(pd.Series([3, 1, 2]).astype(kind)).tolist() == [3, 1, 2]
+        assert v.whole_ids(pd.Series([3, 1, 2]).astype(kind)).dtype == np.int64
+    for others in (["1", "2"], ["a", "b"], [1.5, 2.0]):
+        assert v.whole_ids(pd.Series(others)).tolist() == others

@@ -272,6 +272,8 @@ def as_dict(sdata: Any) -> dict[str, SpatialData]:
 def _groups(groups: Any, samples: Sequence[Sample], owner: Sequence[str], objects: Sequence[str]) -> list[str]:
     """Group of each section: given by object, by section, by name, or by a column of the table."""
     names = [sample.section.name for sample in samples]
+    if isinstance(groups, pd.Series) and set(groups.index) & {*names, *objects}:  # named: the order says nothing
+        groups = groups.to_dict()
     if groups is None:
         return names
     if isinstance(groups, str):

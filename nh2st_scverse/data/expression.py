@@ -59,6 +59,8 @@ def numbers(x: Any, name: str) -> Any:
         x = np.asarray(x)
     elif x.format not in ("csr", "csc"):
         x = x.tocsr()
+    if x.dtype == np.float16:  # which scipy does not know, and sums exceed
+        return x.astype(np.float32)
     if x.dtype.kind in "biuf":
         return x
     try:

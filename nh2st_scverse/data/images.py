@@ -320,7 +320,8 @@ def _by_technology(sdata: SpatialData, image_key: str) -> str:
 def _sections_with(sdata: SpatialData, shapes_key: str) -> list[str]:
     """The shapes that one table annotates, those in question among them."""
     for table in sdata.tables.values():
-        if isinstance(table.uns.get("spatialdata_attrs"), dict) and table.uns["spatialdata_attrs"].get("region"):
+        attributes = table.uns.get("spatialdata_attrs")
+        if isinstance(attributes, dict) and attributes.get("region") is not None:
             regions = [one.shapes_key for one in technologies.regions_of(sdata, table)[0]]
             if shapes_key in regions:
                 return regions

@@ -201,6 +201,12 @@ def locate_section(
             f"found {len(rows)}. Join it with the other pieces of its slide, or choose other sections with shapes_key=."
         )
     shapes = sdata.shapes[shapes_key]
+    if instances.dtype == object and len({isinstance(one, str) for one in instances}) > 1:
+        raise ValueError(
+            f"The ids of {shapes_key!r} in the table are texts and numbers, which have no order and cannot be written. "
+            "Make them texts, in the index of the shapes too: table.obs[instance_key] = "
+            "table.obs[instance_key].astype(str)."
+        )
     check_unique(instances, what=f"instance ids of {shapes_key!r} in the table", remedy="one row of the table per spot")
     check_unique(shapes.index, what=f"index of shapes {shapes_key!r}", remedy="sdata.shapes[...].reset_index()")
     geometry = locate(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nh2st_scverse._constants import MICRONS_SUFFIX
-from nh2st_scverse._validators import check_path
+from nh2st_scverse._validators import as_path
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,14 +45,13 @@ def begin(sdata: SpatialData, path: str | os.PathLike[str]) -> Drawn:
 
     if not isinstance(sdata, SpatialData):
         raise TypeError(f"Expected a SpatialData object of nh.datasets.synthetic(), found {type(sdata).__name__}.")
-    check_path(path, argument="path")
+    folder = as_path(path, argument="path")
     table = sdata.tables.get("table")
     if table is None or "synthetic" not in table.uns or len(sdata.images) != 1:
         raise ValueError(
             f"Expected one section of nh.datasets.synthetic(), found the images {list(sdata.images)}. Draw one, or "
             "choose it with sdata.filter_by_coordinate_system(name)."
         )
-    folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder: choose another path.")
     return only_section(sdata, folder)

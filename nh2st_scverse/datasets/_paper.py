@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import check_one_of, check_path, examples
+from nh2st_scverse._validators import as_path, check_one_of, examples
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -128,8 +128,7 @@ def paper(name: Name, root: str | os.PathLike[str]) -> Paper:
     from nh2st_scverse.io._lazy import Sections
 
     check_one_of(name, get_args(Name), argument="name")
-    check_path(root, argument="root")
-    folder = Path(root)
+    folder = as_path(root, argument="root")
     layouts = {"TRIPLEX": _triplex, "STimage-1K4M": _stimage, "HEST-1k": _hest, "original": _original}
     layout, readers = next(((key, r) for key, find in layouts.items() if (r := find(folder, name))), ("", {}))
     if not readers:

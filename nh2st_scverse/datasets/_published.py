@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nh2st_scverse._constants import ARRAYS_UM
-from nh2st_scverse._validators import check_one_of, check_path
+from nh2st_scverse._validators import as_path, check_one_of
 from nh2st_scverse.data.pooling import pool
 from nh2st_scverse.datasets._folder import Drawn, measured, only_section
 
@@ -180,8 +180,7 @@ def stimage_folder(
 
 
 def _root(path: str | os.PathLike[str]) -> Path:
-    check_path(path, argument="path")
-    return Path(path)
+    return as_path(path, argument="path")
 
 
 def _one(sdata: SpatialData, name: str, root: Path) -> Drawn:

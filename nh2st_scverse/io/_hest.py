@@ -19,7 +19,7 @@ from spatialdata.models import PointsModel, ShapesModel
 
 from nh2st_scverse._constants import ARRAYS_UM
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import as_sequence, check_path, examples
+from nh2st_scverse._validators import as_path, as_sequence, examples
 from nh2st_scverse.io._anndata import from_anndata
 from nh2st_scverse.io._cells import cells
 from nh2st_scverse.io._hest_facts import HEART, KNOWN, PATIENTS, SKIN, SKIN_ARRAY
@@ -77,8 +77,7 @@ def hest(folder: str | os.PathLike[str], ids: str | Iterable[str] | None = None)
     >>> samples["TENX1"]["table"].obs["patient"].iloc[0]
     'unknown'
     """
-    check_path(folder, argument="folder")
-    root = Path(folder)
+    root = as_path(folder, argument="folder")
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder {root}: expected HEST-1k with the folders st and wsis.")
     there = {path.stem for path in (root / "st").glob("*.h5ad")} & {path.stem for path in (root / "wsis").glob("*.tif")}

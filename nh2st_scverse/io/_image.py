@@ -141,7 +141,10 @@ def read_image(image: ImageLike) -> Picture:
     if isinstance(image, np.ndarray | da.Array):
         return Picture(pyramid([_from_array(image)]))
     if not isinstance(image, str | os.PathLike):
-        raise TypeError(f"Expected image to be a path or an array (y, x, c), found {type(image).__name__}.")
+        raise TypeError(
+            f"Expected image to be a path or an array (y, x, c), found {type(image).__name__}. "
+            "Pass other pictures as np.asarray(image), of shape (y, x, 3)."
+        )
     path = as_file(image, argument="image", suffixes=IMAGE_SUFFIXES).resolve()
     with path.open("rb") as file:
         tiff = file.read(4) in TIFF

@@ -17,7 +17,7 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import as_file, check_name, check_positive, check_sizes, check_unique, examples
+from nh2st_scverse._validators import as_file, as_path, check_name, check_positive, check_sizes, check_unique, examples
 from nh2st_scverse.io._image import IMAGE_SUFFIXES, ImageLike, read_image
 from nh2st_scverse.io._section import build_section, check_inside, name_of
 
@@ -162,9 +162,7 @@ def her2st(root: str | os.PathLike[str], section: str, **kwargs: Any) -> Spatial
     >>> nh.pp.check(sdata)  # doctest: +SKIP
     >>> nh.tl.predict_expression(sdata)  # doctest: +SKIP
     """
-    if not isinstance(root, str | os.PathLike):
-        raise TypeError(f"Expected root to be a path, found {type(root).__name__}.")
-    root = Path(root)
+    root = as_path(root, argument="root")
     if not root.is_dir():
         raise FileNotFoundError(
             f"There is no folder {root}: expected the her2st data with ST-imgs, ST-cnts, ST-spotfiles."
@@ -213,7 +211,7 @@ def _counts(counts: str | os.PathLike[str] | pd.DataFrame | AnnData) -> AnnData:
     elif isinstance(counts, pd.DataFrame):
         genes, names, values = counts.columns, counts.index, _numbers(counts, counts.columns)
     elif isinstance(counts, str | os.PathLike):
-        genes, names, values = _read_counts(Path(counts))
+        genes, names, values = _read_counts(as_path(counts, argument="counts"))
     else:
         raise TypeError(f"`counts` must be a path, a data frame or an AnnData, found {type(counts).__name__}.")
     genes, names = (pd.Index(index).astype(str).rename(None) for index in (genes, names))
@@ -262,8 +260,9 @@ def _read_counts(path: Path) -> tuple[pd.Index, pd.Index, NDArray[np.float32]]:
 def _spots(spots: str | os.PathLike[str] | pd.DataFrame) -> pd.DataFrame:
     """Checked spot table, indexed by the name of the spot."""
     if isinstance(spots, str | os.PathLike):
-        with _open(Path(spots), "spot") as file:
-            frame = _frame(file, Path(spots), sep=_separator(file, Path(spots)), skipinitialspace=True)
+        path = as_path(spots, argument="spots")
+        with _open(path, "spot") as file:
+            frame = _frame(file, path, sep=_separator(file, path), skipinitialspace=True)
     elif isinstance(spots, pd.DataFrame):
         frame = spots.copy()
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,8 @@ from nh2st_scverse.io._section import image_element, name_of, systems_of
 
 PLAUSIBLE = (0.05, 10.0)
 """µm per pixel of histology; 72 or 300 dots per inch, which programs write when they do not know, are beyond."""
+
+SQUARE = 0.02  # what the sides of a pixel may differ by
 
 IN_MICRONS = {"µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25400.0, "Å": 1e-4}
 
@@ -85,40 +88,57 @@ def slide(
 # ---------------------------------------------------------------------------------------------------------------------
 # µm per pixel
 # ---------------------------------------------------------------------------------------------------------------------
-def _stated(path: Path, series: int) -> tuple[float, str] | None:
-    """µm per pixel as a TIFF states it, and where; None when it does not."""
+Stated = tuple[float, float, str]  # µm per pixel in x and y, and where it says so
+
+
+def _stated(path: Path, series: int) -> Stated | None:
+    """µm per pixel as a TIFF states it; None when it does not."""
     with tifffile.TiffFile(path) as tiff:
         return _stated_microns(tiff, series)
 
 
-def _stated_microns(tiff: tifffile.TiffFile, series: int) -> tuple[float, str] | None:
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _stated_microns(tiff: tifffile.TiffFile, series: int) -> Stated | None:
     page = tiff.series[series].keyframe
     pixels = ome_pixels(tiff, page.imagewidth)
     if pixels is not None:
-        size = pixels.get("PhysicalSizeX")
-        factor = IN_MICRONS.get(pixels.get("PhysicalSizeXUnit", "µm").replace("μ", "µ"))
-        if size and factor:
-            return float(size) * factor, "PhysicalSizeX of the OME-XML"
+        sizes = [pixels.get(f"PhysicalSize{axis}") for axis in "XY"]
+        factors = [IN_MICRONS.get(pixels.get(f"PhysicalSize{axis}Unit", "µm").replace("μ", "µ")) for axis in "XY"]
+        stated = [_number(n) * factor for n, factor in zip(sizes, factors, strict=True) if n and factor]
+        if sizes[0] and factors[0]:
+            return stated[0], stated[-1], "PhysicalSizeX of the OME-XML"
     aperio = re.search(r"\bMPP\s*=\s*([\d.]+)", page.description or "")
     if aperio:
-        return float(aperio[1]), "MPP of the Aperio description"
-    resolution = page.tags.valueof("XResolution")
-    per_unit = resolution[0] / resolution[1] if resolution and resolution[1] else 0.0
-    if not per_unit > 0:
+        return _number(aperio[1]), _number(aperio[1]), "MPP of the Aperio description"
+    resolution = [page.tags.valueof(name) or (0, 1) for name in ("XResolution", "YResolution")]
+    x, y = (per / unit if unit else 0.0 for per, unit in resolution)
+    if not x > 0:
         return None
+    y = y or x
     if tiff.imagej_metadata:
         unit = str(tiff.imagej_metadata.get("unit", "")).replace("\\u00B5", "µ").replace("μ", "µ")
-        return (IN_MICRONS[unit] / per_unit, "ImageJ resolution") if unit in IN_MICRONS else None
+        return (IN_MICRONS[unit] / x, IN_MICRONS[unit] / y, "ImageJ resolution") if unit in IN_MICRONS else None
     unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof("ResolutionUnit", 2)))  # inch, cm
-    return None if unit_um is None else (unit_um / per_unit, "resolution tags")
+    return None if unit_um is None else (unit_um / x, unit_um / y, "resolution tags")
 
 
-def _checked(path: Path, stated: tuple[float, str] | None) -> tuple[float, str]:
+def _checked(path: Path, stated: Stated | None) -> tuple[float, str]:
     """What the file states, if that can be true of a slide."""
     low, high = PLAUSIBLE
-    if stated is not None and low <= stated[0] <= high:
-        return stated
-    found = "it is not stated" if stated is None else f"found {stated[0]:.4g} in the {stated[1]}, which no slide has"
+    found = "it is not stated"
+    if stated is not None:
+        x, y, where = stated
+        if low <= x <= high and abs(x - y) <= SQUARE * x:
+            return x, where
+        found = f"found {x:.4g} in the {where}, which no slide has"
+        if low <= x <= high:
+            found = f"found {x:.4g} in x and {y:.4g} in y in the {where}: pixels of slides are square"
     raise ValueError(
         f"Expected {path.name} to state how many µm one pixel has (OME-XML PhysicalSizeX, MPP of Aperio, or resolution "
         f"tags), but {found}. Pass microns_per_pixel=: about 0.25 for a 40x and 0.5 for a 20x scan, or what the "

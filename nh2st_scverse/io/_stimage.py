@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 
 from nh2st_scverse._constants import ARRAYS_UM
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import check_path, check_sizes, check_unique, examples
+from nh2st_scverse._validators import as_path, check_sizes, check_unique, examples
 from nh2st_scverse.io._anndata import from_anndata
 from nh2st_scverse.io._hest_facts import SKIN_ARRAY, SKIN_SLIDES
 from nh2st_scverse.io._section import name_genes, name_of, spacing
@@ -70,9 +70,8 @@ def stimage(
     >>> nh.io.stimage(folder, "Human_Skin_1")["table"].n_vars
     20
     """
-    check_path(folder, argument="folder")
+    root = as_path(folder, argument="folder")
     check_sizes(microns_per_pixel=microns_per_pixel, spot_pitch=spot_pitch, spot_diameter=spot_diameter)
-    root = Path(folder)
     kind, files = _files(root, slide)
     coord = pd.read_csv(files["coord"], index_col=0)
     missing = [c for c in ("xaxis", "yaxis") if c not in coord]

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from nh2st_scverse._options import as_folder
-from nh2st_scverse._validators import check_path
+from nh2st_scverse._validators import as_path
 from nh2st_scverse.data.feature_cache import PART, release
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.encoders import Encoder
@@ -117,12 +117,23 @@ class NH2ST:
         trust: Trust,
     ) -> None:
         self.members = [member.eval() for member in members]
-        self.genes = list(genes)
         self.config = config
         self.card = card
         self.history = history
-        self.scores = scores
         self.trust = trust
+        vars(self).update(genes=tuple(genes), scores=scores.copy())
+
+    # what a user sorts or appends to is a copy: values are matched to genes by their places
+
+    @property
+    def genes(self) -> list[str]:
+        """The panel, in the order of the predictions."""
+        return list(vars(self)["genes"])
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """For each gene ``pearson``, its correlation over held-out spots."""
+        return vars(self)["scores"].copy()
 
     def __getattr__(self, name: str) -> Any:
         if name in OWNER and OWNER[name] in vars(self):  # not yet while it is copied
@@ -130,7 +141,7 @@ class NH2ST:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in OWNER:
+        if name in OWNER or (name in vars(self) and name in ("genes", "scores", "config")):
             raise AttributeError(f"{name} of a model cannot be set: it tells what the model was trained with.")
         super().__setattr__(name, value)
 
@@ -452,10 +463,9 @@ class NH2ST:
         >>> sorted(path.name for path in model.save("my_model").iterdir())
         ['history.csv', 'model.json', 'weights.safetensors']
         """
-        check_path(path, argument="path")
+        folder = as_path(path, argument="path")
         hub.check_folder(path, argument="path")
         as_folder(path, argument="path")
-        folder = Path(path)
         write(folder, self._description(), self._arrays(), self.history, overwrite=overwrite)
         return folder
 
@@ -508,9 +518,9 @@ class NH2ST:
         >>> nh.NH2ST.load(model.save("my_model")).identifier == model.identifier
         True
         """
-        check_path(path, argument="path")
+        folder = as_path(path, argument="path")
         if not hub.is_address(path):
-            return cls(**read(Path(path), encoder))
+            return cls(**read(folder, encoder))
         folder = hub.fetch(path, token)
         try:
             return cls(**read(folder, encoder))

@@ -22,7 +22,7 @@ from matplotlib.textpath import TextPath
 from spatialdata import SpatialData
 
 from nh2st_scverse._options import Elements
-from nh2st_scverse._validators import check_one_of
+from nh2st_scverse._validators import as_path, check_one_of
 from nh2st_scverse.data.geometry import Geometry, apply_affine
 from nh2st_scverse.data.patches import read_pixels
 from nh2st_scverse.data.section import Section, locate_sections
@@ -305,7 +305,7 @@ def finish(fig: Figure, save: str | Path | None, dpi: float | None) -> None:
         return
     if dpi is None and mpl.rcParams["savefig.dpi"] == "figure":
         dpi = SAVED_DPI
-    path = Path(save)
+    path = as_path(save, argument="save")
     path = path if path.suffix else path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches="tight", dpi=dpi)

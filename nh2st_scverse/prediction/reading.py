@@ -109,6 +109,11 @@ def read(table: AnnData, key: str = KEY) -> Prediction:
             JOIN,
         )
     columns = _columns(table, key)
+    if not len(columns):
+        raise ValueError(
+            f"Expected genes that are predicted under key={key!r}, found none among the {table.n_vars} of the table: "
+            "they were left out since, or their names were. Keep table.var_names[table.var[key]], or predict again."
+        )
     var = table.var.iloc[columns]
 
     def of_genes(name: str) -> np.ndarray:

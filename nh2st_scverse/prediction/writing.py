@@ -16,6 +16,7 @@ from spatialdata.models import TableModel
 from nh2st_scverse._constants import KEY, LEVELS
 from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
+from nh2st_scverse._validators import whole_ids
 from nh2st_scverse.prediction.places import check_added, check_free
 from nh2st_scverse.prediction.reading import is_there, listed, predictions_of, written
 from nh2st_scverse.prediction.value import Prediction
@@ -160,8 +161,9 @@ def _new_table(
     # what predictions wrote into the table that is annotated is about its own layers
     theirs = {name for one in predictions_of(table) for place, name in written(table, one) if place == "obs"}
     obs = table.obs.iloc[rows].drop(columns=list(theirs))
-    region_key = attributes["region_key"]
+    region_key, instance_key = attributes["region_key"], attributes["instance_key"]
     obs[region_key] = obs[region_key].astype(str).astype("category")
+    obs[instance_key] = whole_ids(obs[instance_key])  # a new table takes no others
     new = AnnData(prediction.values, obs=obs, var=pd.DataFrame(index=pd.Index(list(prediction.genes))))
     entries = _beside(
         prediction,
@@ -180,7 +182,7 @@ def _new_table(
         new,
         region=list(dict.fromkeys(obs[region_key])),
         region_key=region_key,
-        instance_key=attributes["instance_key"],
+        instance_key=instance_key,
     )
 
 

@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 from nh2st_scverse._constants import LOG_UNIT
 from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import check_name, check_unique, choose_key
+from nh2st_scverse._validators import check_name, check_unique, choose_key, whole_ids
 from nh2st_scverse.data.expression import numbers, to_dense
 from nh2st_scverse.data.units import UNKNOWN, Unit
 from nh2st_scverse.prediction import (
@@ -96,7 +96,7 @@ def spots_of(table: AnnData) -> pd.MultiIndex:
     """Section and instance of each row."""
     attributes = table.uns["spatialdata_attrs"]
     region, instance = (table.obs[attributes[name]] for name in ("region_key", "instance_key"))
-    return pd.MultiIndex.from_arrays([region.astype(str), instance.astype(str)])
+    return pd.MultiIndex.from_arrays([region.astype(str), whole_ids(instance).astype(str)])
 
 
 def check_level(predicted: np.ndarray, measured: np.ndarray, unit: str) -> None:

@@ -157,7 +157,6 @@ def predict_expression(
         raise TypeError(
             f"Expected model= to be a model, found {type(model).__name__}: load one with nh.NH2ST.load(path)."
         )
-    elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
     if model is None:
         cross_fit(
             sdata,
@@ -180,6 +179,7 @@ def predict_expression(
     unused = [name for name, value in training.items() if value is not None]
     if unused:
         raise ValueError(f"{unused} belong to training and have no meaning with a model: pass them to nh.tl.train.")
+    elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel, allow)
     run = Run.of(device=device, progress=progress, cache_dir=cache_dir, client=client)
     if uncertainty:
         check_residuals(model)

@@ -17,6 +17,7 @@ from spatialdata.transformations import get_transformation
 
 from nh2st_scverse._constants import KEY
 from nh2st_scverse._docs import documented
+from nh2st_scverse._logging import logger
 from nh2st_scverse.data.technologies import regions_of
 from nh2st_scverse.prediction import find_prediction, read
 from nh2st_scverse.tl._biology import places
@@ -143,11 +144,15 @@ def _inside(sdata: SpatialData, table: AnnData, region: str | ArrayLike, value: 
         return given
     if region in table.obs:
         column = table.obs[region]
-        if value is None and column.dtype != bool:
+        flags = pd.api.types.is_bool_dtype(column)
+        if value is None and not flags:
             raise KeyError(
                 f"Expected value= to name one of {sorted(map(str, pd.unique(column.dropna())))} in obs[{region!r}]."
             )
-        found = column.astype(bool) if value is None else column == value
+        found = (column.eq(True) if value is None else column.eq(value)).fillna(False)
+        missing = int(column.isna().sum())
+        if missing and column.nunique() > 1:
+            logger.warning("%d spots have no value in obs[%r]: they count as outside of the region.", missing, region)
         if not found.any():
             raise KeyError(
                 f"Expected {value!r} in obs[{region!r}], found {sorted(map(str, pd.unique(column.dropna())))}."

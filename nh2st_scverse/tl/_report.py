@@ -23,6 +23,7 @@ from nh2st_scverse._constants import KEY, TRUSTED
 from nh2st_scverse._docs import documented
 from nh2st_scverse._logging import quiet
 from nh2st_scverse._threads import threads
+from nh2st_scverse._validators import as_path
 from nh2st_scverse.pl._clusters import cluster_colours, draw_legend
 from nh2st_scverse.pl._figure import (
     NOT_KNOWN,
@@ -96,7 +97,7 @@ def report(sdata: SpatialData, path: str | Path, *, key: str = KEY, table_key: s
     >>> nh.tl.report(sdata, tempfile.mkdtemp() + "/section.html").name
     'section.html'
     """
-    path = Path(path)
+    path = as_path(path, argument="path")
     if not path.name.lower().endswith((".html", ".htm")):
         raise ValueError(f"Expected path= to be an HTML file, found {path.name!r}: give report.html, for example.")
     if not path.parent.is_dir():

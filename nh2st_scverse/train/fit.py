@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from nh2st_scverse.train.tensors import Tensors, components, stack
 PENALTIES = 10.0 ** np.arange(-5, 4.5, 0.5)  # as parts of the mean eigenvalue
 MOST_SPOTS = 50_000  # spots that tell a closed form what it can learn, and held-out ones that judge a member
 COMPONENT_SPOTS = 1000  # spots on which the components of a trunk's features are found
+
+_alone = threading.RLock()  # the random state of torch is that of all threads
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,12 @@ def _compiled(member: Member, config: Config) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, and leave its global random state as it was."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    """Seed torch and compute in float32, and leave its global state as it was: that of one thread after the other."""
+    with _alone, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        dtype = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)

@@ -170,6 +170,13 @@ def test_resolution_tags(tmp_path: Path, pixels: np.ndarray, written: dict[str, 
         ({"resolution": (72, 72), "resolutionunit": 2}, "found 352.8 in the resolution tags, which no slide has"),
         ({"resolution": (40000, 40000), "resolutionunit": 1}, "it is not stated"),
         ({"ome": True, "metadata": {"PhysicalSizeX": 1, "PhysicalSizeXUnit": "pixel"}}, "it is not stated"),
+        ({"ome": True, "metadata": {"PhysicalSizeX": "half"}}, "found nan in the PhysicalSizeX"),
+        (
+            {"ome": True, "metadata": {"PhysicalSizeX": 0.5, "PhysicalSizeY": 2}},
+            "found 0.5 in x and 2 in y in .*: pixels of slides are square",
+        ),
+        ({"resolution": (20000, 10000), "resolutionunit": 3}, "found 0.5 in x and 1 in y in the resolution tags"),
+        ({"description": "Aperio|MPP = ."}, "found nan in the MPP"),
     ],
 )
 def test_a_slide_without_resolution_asks_for_it(

@@ -196,6 +196,7 @@ CONVERTED = {
     "objects": lambda x: x.astype(object),
     "by coordinates": lambda x: sp.csc_matrix(x),
     "whole numbers of few bits": lambda x: x.astype(np.uint16),
+    "floats of few bits": lambda x: x.astype(np.float16),
 }
 
 

@@ -208,3 +208,13 @@ def test_mistakes_of_regions(predicted: SpatialData) -> None:
     table.obs["one"] = one
     with pytest.raises(ValueError, match=r"Expected at least 5 predicted spots inside .* found \{'section_0_spots': 1"):
         nh.tl.region(predicted, "one")
+
+
+def test_spots_without_a_value_are_told(predicted: SpatialData, caplog: pytest.LogCaptureFixture) -> None:
+    table = predicted["table"]
+    inside = (table.obs["tissue"] == "tumour").to_numpy()
+    expected = nh.tl.region(predicted, inside)
+    table.obs["drawn"] = pd.array(inside, dtype="boolean")
+    table.obs.loc[~inside & (np.arange(table.n_obs) < 20), "drawn"] = pd.NA
+    pd.testing.assert_frame_equal(nh.tl.region(predicted, "drawn"), expected)
+    assert "spots have no value in obs['drawn']: they count as outside" in caplog.text

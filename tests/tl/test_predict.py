@@ -375,6 +375,8 @@ def test_sections_of_one_object_or_of_several_train_the_same_model(
         (None, ["section_0_spots", "section_1_spots"]),
         (["p", "q"], ["p", "q"]),
         ({"section_0_spots": "p", "section_1_spots": 2}, ["p", "2"]),
+        (pd.Series({"section_1_spots": "q", "section_0_spots": "p"}), ["p", "q"]),
+        (pd.Series(["p", "q"], index=[1, 0]), ["p", "q"]),
         ("patient", ["x", "y"]),
     ],
 )

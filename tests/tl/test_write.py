@@ -352,3 +352,12 @@ def test_scanpy_goes_on_with_the_spots_that_are_predicted(two: SpatialData, capl
     sc.pp.pca(good, layer="nh2st", mask_var="nh2st", n_comps=3)
     assert good.n_obs == table.n_obs - 2 and np.isfinite(good.obsm["X_pca"]).all()
     assert np.isfinite(good.obsm["X_nh2st"]).all()
+
+
+@pytest.mark.parametrize("kind", ["float64", "object"])
+def test_a_new_table_takes_ids_of_any_type(two: SpatialData, kind: str) -> None:
+    table = two.tables["table"]
+    table.obs["spot_id"] = table.obs["spot_id"].astype(kind)
+    put(two, made(two), table_added="predicted")
+    assert two["predicted"].obs["spot_id"].dtype == np.int64
+    assert nh.tl.evaluate(two, table_key="predicted", n_splits=1).shape == (8, 7)

@@ -11,6 +11,7 @@ import time
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -536,3 +537,19 @@ def test_what_is_flat_in_training_cannot_explode_elsewhere() -> None:
     assert inside.std() == pytest.approx(1.0, rel=1e-3)
     assert outside.abs().max() < 10
     assert torch.equal(matrix[:10], torch.zeros(10, 39))
+
+
+def test_seeds_decide_in_threads_side_by_side_and_whatever_floats_are_the_default(
+    fit_first: FitFirst, small: dict[str, Any]
+) -> None:
+    config = Config.preset(**small, max_epochs=2)
+    expected = fit_first(config).predicted[0]
+    with ThreadPoolExecutor(2) as pool:
+        found = [one.predicted[0] for one in pool.map(fit_first, [config] * 2)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found.append(fit_first(config).predicted[0])
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(np.array_equal(one, expected) for one in found)
