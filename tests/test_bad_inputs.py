@@ -535,7 +535,13 @@ ROWS |= {
     "image_key: a list": (lambda w: w.train(image_key=["a"]), TypeError, "name of one element, or {shapes: image}"),
     "image_key: a number": (lambda w: nh.pp.grid(w.slide, spacing_um=100, image_key=0), (TypeError, KeyError), "0"),
     "allow: None": (lambda w: w.train(allow=None), ValueError, "allow to be among"),
-    "allow: a generator": (lambda w: w.predict(allow=(name for name in ["coarse"]), patch_um=20), None, ""),
+    "allow: a generator": (
+        lambda w: nh.tl.predict_expression(
+            copied(w.sdata), allow=(a for a in ["coarse"]), patch_um=20, encoder=w.encoder, **SMALL
+        ),
+        None,
+        "",
+    ),
     "allow: a number": (lambda w: w.with_model(allow=1), ValueError, "allow to be among"),
     "allow: all": (lambda w: w.predict(allow="all"), ValueError, "allow to be one of"),
     # ------------------------------------------------------------------------------------------------------- settings

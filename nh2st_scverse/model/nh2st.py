@@ -39,6 +39,19 @@ N_NAMED = 4  # genes and sections that a summary names
 OWNER = {one.name: "card" for one in fields(Card)} | {one.name: "trust" for one in fields(Trust)}
 
 
+class Copied:
+    """An attribute that is read as a copy: what a user sorts is not what values are matched to by their places."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: Any, owner: type) -> Any:
+        return self if model is None else deepcopy(vars(model)[self.name])
+
+    def __set__(self, model: Any, value: Any) -> None:
+        vars(model)[self.name] = value
+
+
 class NH2ST:
     """A trained model: predicts the expression of its gene panel from images.
 
@@ -88,6 +101,9 @@ class NH2ST:
     20
     """
 
+    genes = Copied()
+    scores = Copied()
+
     # Read from the card and from what tells trust.
     unit: str
     patch_um: float
@@ -121,19 +137,8 @@ class NH2ST:
         self.card = card
         self.history = history
         self.trust = trust
-        vars(self).update(genes=tuple(genes), scores=scores.copy())
-
-    # what a user sorts or appends to is a copy: values are matched to genes by their places
-
-    @property
-    def genes(self) -> list[str]:
-        """The panel, in the order of the predictions."""
-        return list(vars(self)["genes"])
-
-    @property
-    def scores(self) -> pd.DataFrame:
-        """For each gene ``pearson``, its correlation over held-out spots."""
-        return vars(self)["scores"].copy()
+        self.genes = list(genes)
+        self.scores = scores
 
     def __getattr__(self, name: str) -> Any:
         if name in OWNER and OWNER[name] in vars(self):  # not yet while it is copied
@@ -141,7 +146,7 @@ class NH2ST:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in OWNER or (name in vars(self) and name in ("genes", "scores", "config")):
+        if name in OWNER or (name in vars(self) and name in ("genes", "scores", "config")):  # once it is made
             raise AttributeError(f"{name} of a model cannot be set: it tells what the model was trained with.")
         super().__setattr__(name, value)
 

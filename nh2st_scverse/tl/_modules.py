@@ -15,7 +15,7 @@ from nh2st_scverse._constants import KEY
 from nh2st_scverse._docs import documented
 from nh2st_scverse._keys import Keys, Place
 from nh2st_scverse._logging import logger
-from nh2st_scverse._validators import as_count, check_unique
+from nh2st_scverse._validators import as_count, as_path, check_unique
 from nh2st_scverse.data.expression import matrix
 from nh2st_scverse.prediction import check_free, find_prediction, in_x, put, read
 from nh2st_scverse.tl._evaluate import Pair, compare, has_counts
@@ -87,7 +87,11 @@ def modules(
     (158, 1)
     """
     min_genes = as_count(min_genes, argument="min_genes")
-    sets = _read_gmt(Path(gene_sets)) if isinstance(gene_sets, str | Path) else _checked(gene_sets)
+    sets = (
+        _read_gmt(as_path(gene_sets, argument="gene_sets"))
+        if isinstance(gene_sets, str | Path)
+        else _checked(gene_sets)
+    )
     table_key = find_prediction(sdata, key, table_key)
     table = sdata.tables[table_key]
     keys, prediction = Keys(key), read(table, key)
