@@ -37,19 +37,7 @@ N_NAMED = 4  # genes and sections that a summary names
 
 
 OWNER = {one.name: "card" for one in fields(Card)} | {one.name: "trust" for one in fields(Trust)}
-
-
-class Copied:
-    """An attribute that is read as a copy: what a user sorts is not what values are matched to by their places."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, model: Any, owner: type) -> Any:
-        return self if model is None else deepcopy(vars(model)[self.name])
-
-    def __set__(self, model: Any, value: Any) -> None:
-        vars(model)[self.name] = value
+COPIED = ("genes", "scores")  # when read: a user sorts them, and values are matched to them by their places
 
 
 class NH2ST:
@@ -101,9 +89,6 @@ class NH2ST:
     20
     """
 
-    genes = Copied()
-    scores = Copied()
-
     # Read from the card and from what tells trust.
     unit: str
     patch_um: float
@@ -140,13 +125,17 @@ class NH2ST:
         self.genes = list(genes)
         self.scores = scores
 
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return deepcopy(found) if name in COPIED else found
+
     def __getattr__(self, name: str) -> Any:
         if name in OWNER and OWNER[name] in vars(self):  # not yet while it is copied
             return deepcopy(getattr(vars(self)[OWNER[name]], name))
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in OWNER or (name in vars(self) and name in ("genes", "scores", "config")):  # once it is made
+        if name in OWNER or (name in vars(self) and name in {"config", *COPIED}):  # once it is made
             raise AttributeError(f"{name} of a model cannot be set: it tells what the model was trained with.")
         super().__setattr__(name, value)
 
