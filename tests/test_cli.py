@@ -21,6 +21,13 @@ from nh2st_scverse.cli import main
 N_SLIDES = 8
 
 
+CALL = """
+import runpy
+sys.argv[1:] = {command!r}
+runpy.run_module("nh2st_scverse.cli", run_name="__main__")
+"""
+
+
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(one) for one in arguments])
 
@@ -79,7 +86,7 @@ def test_predicts_a_folder_and_goes_on_after_kills(slides: Path, model: Path, tm
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = ["predict", str(slides), "--model", str(model), "--out", str(killed)]
     for n in (1, 3):  # slides that are done when it is killed
-        process = start(f"from nh2st_scverse.cli import main\nmain({command!r})", tmp_path / f"call {n}")
+        process = start(CALL.format(command=command), tmp_path / f"call {n}")
         deadline = time.monotonic() + 120
         while len(list(killed.glob("s*.zarr"))) < n and time.monotonic() < deadline:
             time.sleep(0.02)
