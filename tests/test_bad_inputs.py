@@ -944,6 +944,31 @@ ROWS |= {
     "pl.slide_map: colours": (lambda w: nh.pl.slide_map(w.done, cmap="none"), ValueError, "cmap|grid|touch"),
     "explore: None": (lambda w: nh.explore(None), TypeError, "SpatialData"),
     "explore: no prediction": (lambda w: nh.explore(w.sdata), KeyError, "predict_expression"),
+    **{
+        f"modules: {what}": (given(lambda w, sets: nh.tl.modules(w.done, sets), sets), kind, message)
+        for what, sets, kind, message in (
+            ("a name with a slash", {"CD4/CD8": ["a", "b"]}, ValueError, "found 'CD4/CD8': use 'CD4_CD8'"),
+            ("a name of a dot", {".": ["a", "b"]}, ValueError, "can be written to zarr, found '.'"),
+            ("no name", {"": ["a", "b"]}, ValueError, "can be written to zarr, found ''"),
+            ("a number for genes", {"a": 5}, TypeError, "lists of genes, found 'a': 5"),
+        )
+    },
+    "evaluate: key a list": (lambda w: nh.tl.evaluate(w.done, key=["nh2st"]), TypeError, "key= to be the name"),
+    "pl.expression: limits": (
+        lambda w: nh.pl.expression(w.done, w.model.genes[0], vmin=2, vmax=1),
+        ValueError,
+        "Expected vmin= below vmax=, found colours from 2 to 1",
+    ),
+    "pl.slide_map: one limit": (
+        lambda w: nh.pl.slide_map(w.done, w.model.genes[0], vmin=99),
+        ValueError,
+        "Expected vmin= below vmax=, found colours from 99 to",
+    ),
+    "pl.expression: save to a folder": (
+        lambda w: nh.pl.expression(w.done, w.model.genes[0], save=w.tmp),
+        OSError,
+        "save= to be a file, found the folder",
+    ),
     "modules: None": (lambda w: nh.tl.modules(None, {"a": ["b"]}), TypeError, "SpatialData"),
     "load: the encoder of a frozen model": (
         lambda w: nh.NH2ST.load(w.saved, encoder=w.encoder),

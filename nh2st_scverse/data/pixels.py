@@ -227,7 +227,7 @@ def why_not_stained(picture: NDArray[np.uint8]) -> str:
     brightest, least = extremes(values)
     scanned = brightest > BLACK
     if not scanned.any():
-        return "all is black"
+        return "all is black, as where files are gone that it is read from"
     if float((brightest - least)[scanned].max()) < 10:
         return "the picture is grey"
     bright = float(np.percentile(brightest[scanned], 95))

@@ -185,15 +185,14 @@ def draw_maps(
     signed = mpl.colormaps["RdBu_r"].with_extremes(bad=NOT_KNOWN)
     bars = 0.8 * ((1 if shared else len(columns)) + difference)
     n_columns = 1 + len(columns) + difference
+    every = np.concatenate([picture.rows for picture in drawn])
+    values_of = [[array[every, g] for _, array, _ in columns] for g in range(len(titles))]
+    groups = [[values] * len(columns) if shared else [[one] for one in values] for values in values_of]
+    limits_of = [[colour_limits(group, look.vmin, look.vmax) for group in of_gene] for of_gene in groups]
     fig, axes = gene_panels(drawn, len(titles), n_columns, extra=bars, figsize=figsize, dpi=dpi)
     rows = iter(axes)
     for g, (name, score) in enumerate(titles.items()):
-        values = [array[np.concatenate([p.rows for p in drawn]), g] for _, array, _ in columns]
-        limits = (
-            [colour_limits(values, look.vmin, look.vmax)] * len(columns)
-            if shared
-            else [colour_limits([v], look.vmin, look.vmax) for v in values]
-        )
+        values, limits = values_of[g], limits_of[g]
         for picture in drawn:
             ax = next(rows)
             for i, (title, array, bar_label) in enumerate(columns):
@@ -286,12 +285,13 @@ def colour_limits(arrays: Sequence[np.ndarray], vmin: float | None, vmax: float 
     """Limits that hold the middle of every array; those given win."""
     finite = [values[np.isfinite(values)] for values in arrays]
     finite = [values for values in finite if len(values)]
-    if not finite:
-        return 0.0 if vmin is None else vmin, 1.0 if vmax is None else vmax
-    quantiles = np.array([np.quantile(values, QUANTILES) for values in finite])
+    quantiles = np.array([np.quantile(values, QUANTILES) for values in finite] or [(0.0, 1.0)])
     low, high = float(quantiles[:, 0].min()), float(quantiles[:, 1].max())
     if high <= low:  # a gene that is counted in very few spots
         low, high = float(min(v.min() for v in finite)), float(max(v.max() for v in finite))
     if high <= low:
         high = low + 1
-    return low if vmin is None else vmin, high if vmax is None else vmax
+    low, high = low if vmin is None else vmin, high if vmax is None else vmax
+    if not low < high:
+        raise ValueError(f"Expected vmin= below vmax=, found colours from {low!r} to {high!r} for what is drawn.")
+    return low, high

@@ -306,6 +306,10 @@ def finish(fig: Figure, save: str | Path | None, dpi: float | None) -> None:
     if dpi is None and mpl.rcParams["savefig.dpi"] == "figure":
         dpi = SAVED_DPI
     path = as_path(save, argument="save")
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"Expected save= to be a file, found the folder {path}: give save={str(path / 'a.png')!r}."
+        )
     path = path if path.suffix else path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, bbox_inches="tight", dpi=dpi)

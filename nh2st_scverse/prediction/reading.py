@@ -55,6 +55,8 @@ def has_prediction(table: AnnData, key: str, *, recorded: bool = True) -> bool:
 def find_prediction(sdata: SpatialData, key: str, table_key: str | None, *, recorded: bool = True) -> str:
     """The table that has a prediction under `key`; what only draws needs no record of where it comes from."""
     check_sdata(sdata)
+    if not isinstance(key, str):
+        raise TypeError(f"Expected key= to be the name of a prediction, found {type(key).__name__} {key!r}.")
     having = [name for name, table in sdata.tables.items() if has_prediction(table, key, recorded=recorded)]
     if table_key is not None and table_key not in having and (table_key not in sdata.tables or not having):
         what = f"tables with a prediction {key!r}" if recorded and having else "tables"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def modules(
     sdata
         Object with a prediction.
     gene_sets
-        Names and their genes, or a GMT file (name, description, genes; separated by tabs).
+        Names and their genes, or a GMT file (name, description, genes; separated by tabs; a slash in a name becomes an
+        underscore).
     $prediction
     layer
         Layer with the counts; None means X.
@@ -141,11 +143,19 @@ def _checked(gene_sets: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         )
     sets = {}
     for name, genes in gene_sets.items():
-        if not isinstance(name, str) or isinstance(genes, str):
+        if not isinstance(name, str) or isinstance(genes, str) or not isinstance(genes, Iterable):
             raise TypeError(f"Expected gene_sets= to map names to lists of genes, found {name!r}: {genes!r}.")
+        written = _column(name)
+        if written != name:
+            raise ValueError(f"Expected names of sets that can be written to zarr, found {name!r}: use {written!r}.")
         sets[name] = [str(gene) for gene in genes]
         check_unique(sets[name], what=f"genes of the set {name!r}", remedy="list(dict.fromkeys(genes))")
     return sets
+
+
+def _column(name: str) -> str:
+    """A name that the column of a set can have in a zarr store: ``"G1/S transition"`` would be a folder in it."""
+    return re.sub(r"[/\0]", "_", name) if name.strip(". ") else f"set{name.replace('.', '_')}"
 
 
 def _read_gmt(path: Path) -> dict[str, list[str]]:
@@ -157,7 +167,7 @@ def _read_gmt(path: Path) -> dict[str, list[str]]:
         raise ValueError(
             f"Expected {path.name} to be a GMT file (a line for each set: name, description, genes, separated by tabs)."
         )
-    return {line[0]: list(dict.fromkeys(gene for gene in line[2:] if gene)) for line in lines}
+    return {_column(line[0]): list(dict.fromkeys(gene for gene in line[2:] if gene)) for line in lines}
 
 
 def _measured_pair(sdata: SpatialData, key: str, table_key: str, layer: str | None) -> Pair | None:

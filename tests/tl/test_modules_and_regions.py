@@ -105,6 +105,8 @@ def test_sets_from_a_file_and_mistakes(predicted: SpatialData, tmp_path: Path) -
     gmt = tmp_path / "sets.gmt"
     gmt.write_text("tumour\thttp://x\t" + "\t".join(genes) + "\t\n\nnone\t\tA\tB\tC\n")
     assert list(nh.tl.modules(predicted, gmt).index) == ["tumour"]
+    gmt.write_text("G1/S\t\t" + "\t".join(genes) + "\n")
+    assert list(nh.tl.modules(predicted, gmt).index) == ["G1_S"]  # as a column of obsm it would be a folder of zarr
     gmt.write_text("tumour,A,B\n")
     with pytest.raises(ValueError, match=r"Expected sets.gmt to be a GMT file"):
         nh.tl.modules(predicted, gmt)
