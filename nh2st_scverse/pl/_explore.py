@@ -221,7 +221,7 @@ class Shown:
         self.sdata = sdata
         self.key = key
         found = find_prediction(sdata, key, elements.table, recorded=False)
-        sections = locate_sections(sdata, replace(elements, table=found))
+        sections = locate_sections(sdata, replace(elements, table=found), n_nodes=2)
         self.table = sdata.tables[found]
         self.sections = {section.name: section for section in sections}
         self.rows = np.concatenate([section.rows for section in sections])  # all that is shown

@@ -71,7 +71,8 @@ def pictures(
 ) -> list[Picture]:
     """Every section that a table annotates, ready to be drawn."""
     elements = Elements.of(table_key, shapes_key, image_key, microns_per_pixel)
-    return [draw_ready(sdata, section) for section in locate_sections(sdata, elements)]
+    # nobody looks at neighbours: a small piece of a section can be drawn, too
+    return [draw_ready(sdata, section) for section in locate_sections(sdata, elements, n_nodes=2)]
 
 
 def draw_ready(sdata: SpatialData, section: Section) -> Picture:

@@ -437,3 +437,11 @@ def test_real_section(data_dir):
     np.testing.assert_allclose(spots(axes[0, 1]).get_array(), measured(table)[:, at[0]], rtol=1e-4)
     np.testing.assert_allclose(spots(axes[0, 1]).get_widths(), 100)
     assert axes[0, 0].texts[0].get_text() == "1 mm"
+
+
+def test_a_piece_of_a_few_spots_is_drawn(sdata):
+    sdata.tables["table"] = sdata["table"][[10, 11, 12, 13]].copy()
+    axes = nh.pl.expression(sdata, predicted_genes(sdata, 1), return_ax=True)
+    assert len(spots(axes[0, 2]).get_array()) == 4
+    assert nh.pl.slide_map(sdata, predicted_genes(sdata, 1), return_ax=True) is not None
+    assert nh.explore(sdata).gene in predicted_genes(sdata, 1)
