@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
 from nh2st_scverse.nn.hypergraph import masked_mean
 
 AT_ONCE = 8192  # spots in double precision at a time: a large table as a whole would not fit
+MANY = 1000  # genes, of which the first axes alone are computed: all of 5,000 would take minutes
 PAIRED = 1000  # landmarks whose distances to each other tell the width of the kernel
 
 
@@ -83,21 +86,21 @@ class KernelRidge(nn.Module):
             Components of y; None: every gene by itself.
         """
         span = None if self.kernel == "linear" else self._place(x)
-        xx, xy, yy, sums = (torch.zeros((), dtype=torch.float64) for _ in range(4))
+        genes = principal_axes(y, rank)
+        xx, xy, sums, total = (torch.zeros((), dtype=torch.float64) for _ in range(4))
         for some in torch.arange(len(x)).split(AT_ONCE):
-            k, target = self._likeness(x[some]).double(), y[some].double()
-            xx, xy, yy = xx + k.T @ k, xy + k.T @ target, yy + target.T @ target
-            sums = sums + k.sum(dim=0)
+            k, target = self._likeness(x[some]).double(), y[some].double() @ genes  # (n, M), (n, rank)
+            xx, xy = xx + k.T @ k, xy + k.T @ target
+            sums, total = sums + k.sum(dim=0), total + target.sum(dim=0)
         if self.kernel == "laplacian":  # what all spots share says nothing
             self.mean = (sums / len(x)).float()
             centre = self.mean.double()
             xx = xx - torch.outer(sums, centre) - torch.outer(centre, sums) + len(x) * torch.outer(centre, centre)
-            xy = xy - torch.outer(centre, y.double().sum(dim=0))
-        genes = torch.linalg.eigh(yy).eigenvectors.flip(1)[:, :rank]
+            xy = xy - torch.outer(centre, total)
         if span is not None:
             xx, xy = span.T @ xx @ span, span.T @ xy
         values, vectors = torch.linalg.eigh(xx)
-        rotated = vectors.T @ xy @ genes
+        rotated = vectors.T @ xy
         back = vectors if span is None else span @ vectors
         weights = torch.stack([back @ (rotated / (values + p * values.mean())[:, None]) for p in penalties])
         return weights.float(), genes.float()
@@ -117,6 +120,18 @@ class KernelRidge(nn.Module):
         values, vectors = torch.linalg.eigh(self._likeness(self.landmarks).double())
         kept = values > 1e-6 * values.max()
         return vectors[:, kept] / values[kept].sqrt()
+
+
+def principal_axes(y: Tensor, rank: int | None) -> Tensor:
+    """What varies together most in y (N, G) of mean 0: axes (G, rank) in double precision; None: each gene."""
+    n_genes = y.shape[1]
+    if rank is None or rank >= n_genes:
+        return torch.eye(n_genes, dtype=torch.float64)
+    yy = sum(some.double().T @ some.double() for some in y.split(AT_ONCE))  # (G, G)
+    if n_genes > MANY:
+        axes = eigsh(yy.numpy(), rank, v0=np.ones(n_genes))[1]
+        return torch.from_numpy(axes[:, ::-1].copy())
+    return torch.linalg.eigh(yy).eigenvectors.flip(1)[:, :rank]
 
 
 def distances(x: Tensor, landmarks: Tensor) -> Tensor:

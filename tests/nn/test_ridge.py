@@ -49,6 +49,19 @@ def test_laplacian_ridge_is_a_ridge_on_shares_of_likeness(
         assert np.allclose(ridge(torch.from_numpy(new)), expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("many", [1, 1000])
+def test_axes_are_those_of_an_svd_of_many_genes_too(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MANY", many)
+    monkeypatch.setattr(module, "AT_ONCE", 7)
+    y = (
+        torch.from_numpy(np.random.default_rng(2).normal(size=(40, 30)))
+        @ torch.diag(1 / torch.arange(1.0, 31)).double()
+    )
+    found = module.principal_axes(y.float(), 4).numpy()
+    assert np.allclose(abs(np.linalg.svd(y.numpy())[2][:4] @ found), np.eye(4), atol=1e-5)
+    assert torch.equal(module.principal_axes(y, None), torch.eye(30).double())
+
+
 @pytest.mark.parametrize("kernel", ["laplacian", "gaussian", "linear"])
 def test_parts_of_a_large_table_give_what_it_gives_as_a_whole(
     pairs: tuple[torch.Tensor, torch.Tensor], kernel: str, monkeypatch: pytest.MonkeyPatch
