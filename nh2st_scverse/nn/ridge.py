@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nh2st_scverse.nn.hypergraph import masked_mean
 
 AT_ONCE = 8192  # spots in double precision at a time: a large table as a whole would not fit
-MANY = 1000  # genes, of which the first axes alone are computed: all of 5,000 would take minutes
+MANY = 1000  # genes or spots, of which the first axes alone are computed: all of 5,000 would take minutes
 PAIRED = 1000  # landmarks whose distances to each other tell the width of the kernel
 
 
@@ -125,13 +125,20 @@ class KernelRidge(nn.Module):
 def principal_axes(y: Tensor, rank: int | None) -> Tensor:
     """What varies together most in y (N, G) of mean 0: axes (G, rank) in double precision; None: each gene."""
     n_genes = y.shape[1]
-    if rank is None or rank >= n_genes:
+    if rank is None or rank >= min(y.shape):
         return torch.eye(n_genes, dtype=torch.float64)
-    yy = sum(some.double().T @ some.double() for some in y.split(AT_ONCE))  # (G, G)
-    if n_genes > MANY:
-        axes = eigsh(yy.numpy(), rank, v0=np.ones(n_genes))[1]
-        return torch.from_numpy(axes[:, ::-1].copy())
-    return torch.linalg.eigh(yy).eigenvectors.flip(1)[:, :rank]
+    if n_genes > MANY and len(y) < n_genes:  # the same axes from what is alike among spots: (N, N)
+        y = y.double()
+        axes = y.T @ _first_vectors(y @ y.T, rank)
+        return axes / axes.norm(dim=0)
+    return _first_vectors(sum(some.double().T @ some.double() for some in y.split(AT_ONCE)), rank)  # (G, G)
+
+
+def _first_vectors(matrix: Tensor, number: int) -> Tensor:
+    """Eigenvectors (n, number) of the largest eigenvalues of a symmetric matrix (n, n)."""
+    if len(matrix) > MANY:
+        return torch.from_numpy(eigsh(matrix.numpy(), number, v0=np.ones(len(matrix)))[1][:, ::-1].copy())
+    return torch.linalg.eigh(matrix).eigenvectors.flip(1)[:, :number]
 
 
 def distances(x: Tensor, landmarks: Tensor) -> Tensor:
