@@ -219,13 +219,13 @@ def locate_section(
         if len(kinds) == 2 and np.isin(instances.astype(str), shapes.index.astype(str)).all():
             column = "table.obs[instance_key]"
             raise ValueError(
-                f"The ids of {shapes_key!r} are text in one place and numbers in the other: {list(instances[:2])} in "
-                f"the table, {list(shapes.index[:2])} in the shapes. Give both one type: {column} = "
-                f"{column}.astype({str(shapes.index.dtype)!r})."
+                f"The ids of {shapes_key!r} are text in one place and numbers in the other: "
+                f"{instances[:2].tolist()} in the table, {list(shapes.index[:2])} in the shapes. Give both one type: "
+                f"{column} = {column}.astype({str(shapes.index.dtype)!r})."
             )
         raise ValueError(
             f"{len(lacking)} of {len(rows)} rows of the table name a spot that shapes {shapes_key!r} does not have, "
-            f"e.g. {list(lacking[:5])}; it has e.g. {list(geometry.instances[:5])}. Mend with "
+            f"e.g. {lacking[:5].tolist()}; it has e.g. {geometry.instances[:5].tolist()}. Mend with "
             "spatialdata.match_sdata_to_table(sdata, ...)."
         )
     geometry = replace(geometry, coordinates=geometry.coordinates[position], instances=instances)
