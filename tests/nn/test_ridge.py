@@ -53,10 +53,7 @@ def test_laplacian_ridge_is_a_ridge_on_shares_of_likeness(
 def test_axes_are_those_of_an_svd_of_many_genes_too(n: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MANY", many)
     monkeypatch.setattr(module, "AT_ONCE", 7)
-    y = (
-        torch.from_numpy(np.random.default_rng(2).normal(size=(40, 30)))
-        @ torch.diag(1 / torch.arange(1.0, 31)).double()
-    )
+    y = torch.from_numpy(np.random.default_rng(2).normal(size=(n, 30))) @ torch.diag(1 / torch.arange(1.0, 31)).double()
     found = module.principal_axes(y.float(), 4).numpy()
     assert np.allclose(abs(np.linalg.svd(y.numpy())[2][:4] @ found), np.eye(4), atol=1e-5)
     assert torch.equal(module.principal_axes(y, None), torch.eye(30).double())
