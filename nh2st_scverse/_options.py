@@ -71,11 +71,11 @@ class Elements:
             check_positive(microns_per_pixel, argument="microns_per_pixel")
         image = dict(image_key) if isinstance(image_key, Mapping) else image_key
         for argument, key in {"table_key": table_key, "shapes_key": shapes_key, "image_key": image}.items():
-            if not isinstance(key, str | None | (dict if argument == "image_key" else str)):
+            several = argument == "image_key"
+            if not isinstance(key, str | None) and not (several and isinstance(key, dict)):
+                more = ", or {shapes: image}" if several else ""
                 raise TypeError(
-                    f"Expected {argument} to be the name of one element"
-                    + (", or {shapes: image}" if argument == "image_key" else "")
-                    + f", found {type(key).__name__} {key!r}."
+                    f"Expected {argument} to be the name of one element{more}, found {type(key).__name__} {key!r}."
                 )
         return cls(table_key, shapes_key, image, microns_per_pixel, as_allowances(allow))
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -168,30 +168,6 @@ def not_scanned(picture: NDArray[Any]) -> NDArray[np.bool_]:
     return marked
 
 
-def tissue_of(picture: np.ndarray) -> np.ndarray:
-    """What is more colourful than glass on a picture (h, w, 3), by Otsu's threshold on its saturation: (h, w) bool.
-
-    Black (not scanned) and ink are left out; where nothing is as pale as glass, all is tissue.
-    """
-    return _tissue_of(picture.tobytes(), picture.shape, picture.dtype.str).copy()
-
-
-@lru_cache(maxsize=4)  # of a few megabytes each: several checks ask for the same picture, one after the other
-def _tissue_of(pixels: bytes, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    picture = np.frombuffer(pixels, kind).reshape(shape).astype(np.float32)
-    brightest, least = extremes(picture)
-    saturation = gaussian((brightest - least) / np.maximum(brightest, 1), 3)
-    seen = (brightest > BLACK) & ~not_scanned(picture)
-    if not seen.any() or np.ptp(saturation[seen]) < 1e-3:
-        return np.zeros(saturation.shape, dtype=bool)
-    tissue = saturation > threshold_otsu(saturation[seen])
-    glass = seen & ~tissue
-    # glass is a third as colourful as tissue, or less; the paler half of tissue is more than half as colourful
-    if glass.any() and saturation[glass].mean() > 0.5 * saturation[seen & tissue].mean():
-        return np.asarray(seen)
-    return np.asarray(seen & tissue)
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -216,6 +192,30 @@ def remembered(find: Callable[P, T]) -> Callable[P, T]:
         return found[key]
 
     return again
+
+
+def tissue_of(picture: np.ndarray) -> np.ndarray:
+    """What is more colourful than glass on a picture (h, w, 3), by Otsu's threshold on its saturation: (h, w) bool.
+
+    Black (not scanned) and ink are left out; where nothing is as pale as glass, all is tissue.
+    """
+    return _tissue_of(picture).copy()
+
+
+@remembered
+def _tissue_of(picture: np.ndarray) -> np.ndarray:
+    picture = picture.astype(np.float32)
+    brightest, least = extremes(picture)
+    saturation = gaussian((brightest - least) / np.maximum(brightest, 1), 3)
+    seen = (brightest > BLACK) & ~not_scanned(picture)
+    if not seen.any() or np.ptp(saturation[seen]) < 1e-3:
+        return np.zeros(saturation.shape, dtype=bool)
+    tissue = saturation > threshold_otsu(saturation[seen])
+    glass = seen & ~tissue
+    # glass is a third as colourful as tissue, or less; the paler half of tissue is more than half as colourful
+    if glass.any() and saturation[glass].mean() > 0.5 * saturation[seen & tissue].mean():
+        return np.asarray(seen)
+    return np.asarray(seen & tissue)
 
 
 @remembered

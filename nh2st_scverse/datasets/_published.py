@@ -73,7 +73,7 @@ def hest_folder(
     ['HEST_v1_1_0.csv', 'metadata', 'st', 'tissue_seg', 'wsis']
     """
     check_one_of(technology, WIDTHS, argument="technology")
-    root = _root(path)
+    root = as_path(path, argument="path")
     drawn = {name: _one(sdata, name, root) for name, sdata in sections.items()}
     for part in ("st", "wsis", "metadata", "tissue_seg"):
         (root / part).mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def stimage_folder(
 
     check_one_of(technology, ("ST", "Visium"), argument="technology")
     check_one_of(ids, ("barcode", "place", "decimal", "experiment"), argument="ids")
-    root = _root(path)
+    root = as_path(path, argument="path")
     for part in ("coord", "gene_exp", "image"):
         (root / technology / part).mkdir(parents=True, exist_ok=True)
     for slide, sdata in sections.items():
@@ -177,10 +177,6 @@ def stimage_folder(
         counts.to_csv(root / technology / "gene_exp" / f"{slide}_count.csv")
         Image.fromarray(one.pixels).save(root / technology / "image" / f"{slide}.png", format="JPEG", quality=95)
     return root
-
-
-def _root(path: str | os.PathLike[str]) -> Path:
-    return as_path(path, argument="path")
 
 
 def _one(sdata: SpatialData, name: str, root: Path) -> Drawn:
