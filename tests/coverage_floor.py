@@ -1,6 +1,6 @@
 """Fail where a file of the package has too few of its lines run by the tests.
 
-python -m pytest --cov --cov-report=json && python tests/coverage_floor.py coverage.json
+python -m slipcover --json --out coverage.json -m pytest && python tests/coverage_floor.py coverage.json
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(path: str) -> int:
     low = below(report)
     for name, share in low.items():
         print(f"{name}: {share:.1f} % of the lines run in tests, expected {FLOOR:.0f} % or more")
-    print(f"{len(report['files'])} files, {report['totals']['percent_covered']:.1f} % of their lines run in tests")
+    print(f"{len(report['files'])} files, {report['summary']['percent_covered']:.1f} % of their lines run in tests")
     return int(bool(low))
 
 
