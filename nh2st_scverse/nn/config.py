@@ -43,6 +43,7 @@ class Settings(TypedDict, total=False):
     ridge: float
     landmarks: int | None
     kernel: Kernel
+    metric: int
     fallback: bool
     rank: int | None
     mse: float
@@ -136,6 +137,9 @@ class Config:
         1000, "training spots that its kernel compares with; None: a linear ridge", least=1
     )
     kernel: Kernel = _setting("laplacian", "of the ridge: shares of likeness, which do not fade far away, or gaussian")
+    metric: int = _setting(
+        2, "rounds in which the kernel learns how much each difference between spots counts; 0: all alike", least=0
+    )
     fallback: bool = _setting(True, "where a section is unlike the training tissue: ridges alone, a linear one too")
     rank: int | None = _setting(
         20, "principal components of the expression that it predicts; None: every gene by itself", least=1
@@ -242,7 +246,7 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """Settings from :meth:`to_dict`."""
         # of models that were saved before there were these
-        before = {"landmarks": None, "rank": None, "kernel": "gaussian", "fallback": False, "maps": "none"}
+        before = {"landmarks": None, "rank": None, "kernel": "gaussian", "metric": 0, "fallback": False, "maps": "none"}
         known = {k: v for k, v in {**before, **values}.items() if k != "name"}
         return replace(cls.preset(**known), name=values["name"])
 

@@ -55,7 +55,9 @@ class Member(nn.Module):
         self.register_buffer("target_mean", torch.zeros(n_genes))
         self.register_buffer("target_scale", torch.ones(n_genes))
         kernel = config.kernel if config.landmarks else "linear"
-        self.ridge = KernelRidge(kernel, 2 * n_inputs, n_genes, n_landmarks) if config.ridge else None
+        self.ridge: KernelRidge | None = None
+        if config.ridge:
+            self.ridge = KernelRidge(kernel, 2 * n_inputs, n_genes, n_landmarks, config.metric)
         self.linear: KernelRidge | None = None
         if self.ridge is not None and config.fallback and kernel != "linear" and self.projection is not None:
             self.linear = KernelRidge("linear", 2 * n_inputs, n_genes)

@@ -14,6 +14,8 @@ from nh2st_scverse.nn.hypergraph import masked_mean
 AT_ONCE = 8192  # spots in double precision at a time: a large table as a whole would not fit
 MANY = 1000  # genes or spots, of which the first axes alone are computed: all of 5,000 would take minutes
 PAIRED = 1000  # landmarks whose distances to each other tell the width of the kernel
+SLOPES = 500  # landmarks at which the slopes of a prediction are taken
+SMOOTH = 1e-2  # penalty of that prediction, as a part of the mean eigenvalue
 
 
 class KernelRidge(nn.Module):
@@ -36,21 +38,26 @@ class KernelRidge(nn.Module):
         G.
     n_landmarks
         M at most.
+    rounds
+        In which :func:`learnt_metric` finds how much each difference of x counts; 0: all alike.
     """
 
-    landmarks: Tensor
+    landmarks: Tensor  # (M, D) in the metric
+    metric: Tensor  # (D, D)
     width: Tensor
     mean: Tensor
     weights: Tensor
 
-    def __init__(self, kernel: str, n_inputs: int, n_genes: int, n_landmarks: int = 0) -> None:
+    def __init__(self, kernel: str, n_inputs: int, n_genes: int, n_landmarks: int = 0, rounds: int = 0) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.kernel, self.rounds = kernel, 0 if kernel == "linear" else rounds
         self.penalty = 1.0  # as a part of the mean eigenvalue; needed to fit again only
         n_terms = n_inputs if kernel == "linear" else n_landmarks
         if kernel != "linear":
             self.register_buffer("landmarks", torch.zeros(n_landmarks, n_inputs))
             self.register_buffer("width", torch.ones(()))
+        if self.rounds:
+            self.register_buffer("metric", torch.eye(n_inputs))
         self.register_buffer("mean", torch.zeros(n_terms))
         self.register_buffer("weights", torch.zeros(n_terms, n_genes))
 
@@ -65,7 +72,7 @@ class KernelRidge(nn.Module):
     def _likeness(self, x: Tensor) -> Tensor:
         if self.kernel == "linear":
             return x
-        away = distances(x, self.landmarks) / self.width
+        away = distances(x @ self.metric if self.rounds else x, self.landmarks) / self.width
         return (-away).softmax(dim=1) if self.kernel == "laplacian" else torch.exp(-(away**2))
 
     def fit(self, x: Tensor, y: Tensor, penalties: Sequence[float], rank: int | None = None) -> tuple[Tensor, Tensor]:
@@ -85,8 +92,8 @@ class KernelRidge(nn.Module):
         rank
             Components of y; None: every gene by itself.
         """
-        span = None if self.kernel == "linear" else self._place(x)
         genes = principal_axes(y, rank)
+        span = None if self.kernel == "linear" else self._place(x, y, genes)
         xx, xy, sums, total = (torch.zeros((), dtype=torch.float64) for _ in range(4))
         for some in torch.arange(len(x)).split(AT_ONCE):
             k, target = self._likeness(x[some]).double(), y[some].double() @ genes  # (n, M), (n, rank)
@@ -109,17 +116,58 @@ class KernelRidge(nn.Module):
         """Predict by weights (M, rank) of genes (G, rank), found with a penalty."""
         self.weights, self.penalty = weights @ genes.T, penalty
 
-    def _place(self, x: Tensor) -> Tensor | None:
-        """Choose landmarks and width; a matrix (M, M') that gives likenesses of the kernel trick unit covariance."""
+    def _place(self, x: Tensor, y: Tensor, genes: Tensor) -> Tensor | None:
+        """Choose landmarks, metric and width; a matrix (M, M') that gives likenesses to landmarks unit covariance."""
         self.landmarks = x[torch.randperm(len(x))[: len(self.landmarks)]]
-        apart = torch.pdist(self.landmarks[:PAIRED])
-        self.width = apart.median() if apart.any() else torch.ones(())
+        if self.rounds:
+            some = slice(None, None, -(-len(x) // AT_ONCE))
+            self.metric = learnt_metric(x[some], y[some].double() @ genes, self.landmarks, self.rounds).float()
+            self.landmarks = self.landmarks @ self.metric
+        self.width = _width(self.landmarks)
         self.mean = torch.zeros(len(self.landmarks))
         if self.kernel == "laplacian":  # shares are no inner products: they are inputs like others
             return None
         values, vectors = torch.linalg.eigh(self._likeness(self.landmarks).double())
         kept = values > 1e-6 * values.max()
         return vectors[:, kept] / values[kept].sqrt()
+
+
+def learnt_metric(x: Tensor, y: Tensor, landmarks: Tensor, rounds: int) -> Tensor:
+    """A matrix (D, D): after x @ matrix, differences of x (N, D) count as much as y (N, R) changes with them.
+
+    In every round a kernel ridge on landmarks (M, D) is fitted in the metric so far; the root of the mean outer product
+    of its slopes is the next one (recursive feature machine: Radhakrishnan et al., Science 2024).
+    """
+    x, y, landmarks = x.double(), y.double(), landmarks.double()
+    metric = torch.eye(x.shape[1], dtype=torch.float64)
+    for _ in range(rounds):
+        marks = landmarks @ metric
+        width = _width(marks)
+        k = torch.exp(-torch.cdist(x @ metric, marks) / width)  # (N, M)
+        k = k - k.mean(dim=0)
+        kk = k.T @ k
+        kk.diagonal().add_(SMOOTH * kk.diagonal().mean() + 1e-12)
+        weights = torch.linalg.solve(kk, k.T @ y)  # (M, R)
+        places = marks[:SLOPES]
+        away = torch.cdist(places, marks)
+        fall = torch.where(away > 1e-6 * width, torch.exp(-away / width) / (width * away), 0)  # none at the tip
+        products = torch.zeros_like(metric)
+        for of_one in weights.T:
+            pull = fall * of_one  # (places, M)
+            slopes = pull @ marks - pull.sum(dim=1, keepdim=True) * places  # (places, D)
+            products += slopes.T @ slopes
+        values, vectors = torch.linalg.eigh(metric @ products @ metric)  # of x: the metric is symmetric
+        root = (vectors * values.clamp(min=0) ** 0.25) @ vectors.T
+        if not root.any():  # nothing follows x
+            break
+        metric = root * (len(root) ** 0.5 / root.norm())
+    return metric
+
+
+def _width(landmarks: Tensor) -> Tensor:
+    """The median distance between landmarks (M, D)."""
+    apart = torch.pdist(landmarks[:PAIRED])
+    return apart.median() if apart.any() else torch.ones((), dtype=landmarks.dtype)
 
 
 def principal_axes(y: Tensor, rank: int | None) -> Tensor:

@@ -21,6 +21,13 @@ def test_json_and_back(config: Config) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_kernels_of_models_saved_before_had_no_metric() -> None:
+    saved = Config().to_dict()
+    assert Config.from_dict(saved).metric == 2
+    del saved["metric"]
+    assert Config.from_dict(saved).metric == 0
+
+
 def test_unknown_names_are_listed_with_what_there_is() -> None:
     with pytest.raises(ValueError, match=r"one of \['default', 'paper'\], found 'papre'"):
         Config.preset("papre")

@@ -85,3 +85,51 @@ def test_shares_of_likeness_do_not_fade_far_from_all_landmarks(pairs: tuple[torc
         spread[kernel] = float(ridge(far).std(dim=0).mean() / ridge(x).std(dim=0).mean())
     assert spread["gaussian"] < 1e-3
     assert spread["laplacian"] > 0.2
+
+
+def test_the_metric_is_the_root_of_the_mean_outer_product_of_slopes() -> None:
+    rng = np.random.default_rng(3)
+    x, marks, y = rng.normal(size=(40, 4)), rng.normal(size=(11, 4)), rng.normal(size=(40, 2))
+    width = np.median(pdist(marks))  # of 55, so that there is one in the middle
+    k = np.exp(-cdist(x, marks) / width)
+    mean = k.mean(axis=0)
+    alpha = module.SMOOTH * np.trace((k - mean).T @ (k - mean)) / 11
+    ridge = Ridge(alpha=alpha, fit_intercept=False).fit(k - mean, y)
+
+    def says(points: np.ndarray) -> np.ndarray:
+        return np.asarray((np.exp(-cdist(points, marks) / width) - mean) @ ridge.coef_.T)
+
+    steps = 1e-5 * np.eye(4)  # a landmark's own share has its tip there: both sides fall alike
+    slopes = np.stack([(says(marks + step) - says(marks - step)) / 2e-5 for step in steps])  # (inputs, places, genes)
+    values, vectors = np.linalg.eigh(np.einsum("ipg,jpg->ij", slopes, slopes))
+    root = (vectors * values**0.25) @ vectors.T
+    found = module.learnt_metric(*map(torch.from_numpy, (x, y, marks)), rounds=1).numpy()
+    assert np.allclose(found, root * 2 / np.linalg.norm(root), atol=1e-4)
+
+
+def test_what_does_not_count_is_learnt() -> None:
+    torch.manual_seed(4)
+    x, new = torch.randn(300, 12), torch.randn(200, 12)
+    axes = torch.randn(2, 6)
+
+    def truth(points: torch.Tensor) -> torch.Tensor:
+        return torch.sin(points[:, :2] @ axes)
+
+    y = truth(x) + 0.3 * torch.randn(300, 6)
+    error = {}
+    for rounds in (0, 2):
+        ridge = KernelRidge("laplacian", 12, 6, 300, rounds)
+        weights, genes = ridge.fit(x, y - y.mean(dim=0), [0.1, 1.0, 10.0])
+        found = [ridge.terms(new) @ one @ genes.float().T + y.mean(dim=0) for one in weights]
+        error[rounds] = min(float((one - truth(new)).square().mean()) for one in found)
+    assert error[2] < 0.7 * error[0]
+    size = ridge.metric.norm(dim=0)
+    assert size[:2].min() > 2 * size[2:].max()
+    assert ridge.metric.norm() == pytest.approx(12**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("of", ["inputs", "genes"])
+def test_where_nothing_varies_all_differences_count_alike(of: str, pairs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    x, y = pairs
+    x, y = (torch.ones_like(x), y) if of == "inputs" else (x, torch.zeros_like(y))
+    assert torch.equal(module.learnt_metric(x, y, x[:20], 2), torch.eye(5).double())

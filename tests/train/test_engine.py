@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,12 @@ def test_sixteen_bits_are_used_where_the_device_has_them(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler on a CPU")
-def test_compiled_code_gives_the_same_model(sdata: SpatialData, small: dict[str, Any]) -> None:
+def test_compiled_code_gives_the_same_model(
+    sdata: SpatialData, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that torch.compile makes of the modules, but for the C++ of it, which takes minutes."""
+    graphs = partialmethod(nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", graphs)
     settings = {"max_epochs": 1, "dropout": 0.0, "input_dropout": 0.0, "augment": False, "half": False}
     plain, fast = tune(sdata, small, **settings), tune(sdata, small, compile=True, **settings)
     assert np.allclose(plain.history["loss"], fast.history["loss"], rtol=1e-3)

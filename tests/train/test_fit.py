@@ -183,7 +183,7 @@ def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(data:
 def test_kernel_ridge_is_sklearns_on_the_principal_components_of_the_expression(
     data: Data, alone: Alone, rank: int | None
 ) -> None:
-    config = Config.preset(n_components=10, rank=rank, kernel="gaussian")
+    config = Config.preset(n_components=10, rank=rank, kernel="gaussian", metric=0)
     spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
