@@ -321,9 +321,8 @@ class NH2ST:
                 f"{inputs.shape[1]} in section {section.name!r}. Those of its own encoder are left in the "
                 "table by nh.tl.predict_expression(sdata, model=model)."
             )
-        standardise = self.config.standardise == "section"
-        projected = self.config.n_components is not None
-        tensors = stack(Data((section,), (inputs,)), standardise=standardise, projected=projected).to(device)
+        how, projected = self.config.standardise, self.config.n_components is not None
+        tensors = stack(Data((section,), (inputs,)), standardise=how, projected=projected).to(device)
         for member in self.members:
             with torch.inference_mode():
                 member.to(device)

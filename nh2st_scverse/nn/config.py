@@ -14,7 +14,7 @@ Preset = Literal["default", "paper"]
 Orientations = Literal[1, 2, 4, 8]
 Maps = Literal["none", "wide", "all"]
 Stain = Literal["none", "reinhard", "macenko", "vahadane"]
-Standardise = Literal["section", "none"]
+Standardise = Literal["ranks", "section", "none"]
 Library = Literal["genome", "panel"]
 Optimizer = Literal["adamw", "adam"]
 Kernel = Literal["laplacian", "gaussian"]
@@ -111,7 +111,9 @@ class Config:
     )
     stain: Stain = _setting("none", "give sections the colours of the training sections, by this method")
     standardise: Standardise = _setting(
-        "section", "features to mean 0, variance 1 within a section, against differences of stain"
+        "ranks",
+        "features within a section to the places of their ranks in a normal distribution, or to mean 0 and variance 1, "
+        "against differences of stain",
     )
     n_components: int | None = _setting(
         256, "principal components of the features that enter the network; None: the features", least=1

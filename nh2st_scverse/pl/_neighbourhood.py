@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,6 +26,7 @@ from nh2st_scverse.prediction import provenance
 
 if TYPE_CHECKING:
     from nh2st_scverse.model import NH2ST
+    from nh2st_scverse.nn.config import Standardise
 
 PATCH_PX = 160
 N_COLUMNS = 3
@@ -131,7 +132,7 @@ def neighbourhood(
         patch_um, standardise, n_similar = what_the_model_saw(table, key, sections)
     else:
         config = model.config
-        patch_um, standardise, n_similar = model.patch_um, config.standardise == "section", config.n_similar
+        patch_um, standardise, n_similar = model.patch_um, config.standardise, config.n_similar
         attention = model.attention(section, features)[at][section.neighbours.mask[at]]
     around = look_around(section, at, patch_um, section_features(section, features, standardise), n_similar)
     around = replace(around, attention=attention)
@@ -155,11 +156,11 @@ class Around:
     attention: np.ndarray | None = None  # (k,) sums to 1; None without a model
 
 
-def what_the_model_saw(table: AnnData, key: str, sections: list[Section]) -> tuple[float, bool, int]:
-    """Side of a patch in µm, whether features were standardised by section, and patches that a hyperedge joins."""
+def what_the_model_saw(table: AnnData, key: str, sections: list[Section]) -> tuple[float, Standardise, int]:
+    """Side of a patch in µm, how features were standardised, and patches that a hyperedge joins."""
     about, config = provenance(table, key)
     patch_um = float(about["patch_um"]) if "patch_um" in about else patch_size(sections)
-    return patch_um, config.get("standardise", "section") == "section", int(config.get("n_similar", 3))
+    return patch_um, cast("Standardise", config.get("standardise", "section")), int(config.get("n_similar", 3))
 
 
 def _check_model(model: NH2ST) -> None:

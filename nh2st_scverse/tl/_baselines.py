@@ -30,6 +30,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
 from nh2st_scverse.metrics import pearson
+from nh2st_scverse.nn.config import Standardise
 from nh2st_scverse.tl._retrieval import retrieval
 from nh2st_scverse.train.data import Data
 from nh2st_scverse.train.tensors import section_features
@@ -82,7 +83,7 @@ BASELINES: dict[str, tuple[Baseline, str]] = {
 } | {"composition": (composition, ""), "position": (ridge, "@position")}
 
 
-def inputs(data: Data, i: int, ending: str, *, standardise: bool, dim: int) -> np.ndarray:
+def inputs(data: Data, i: int, ending: str, *, standardise: Standardise, dim: int) -> np.ndarray:
     """What a baseline sees of the spots of a section: (n_spots, F).
 
     Parameters
@@ -92,7 +93,7 @@ def inputs(data: Data, i: int, ending: str, *, standardise: bool, dim: int) -> n
     ending
         ``""``, ``"_context"``, ``"@patch"`` or ``"@position"``: of the input of the baseline.
     standardise
-        Whether features are standardised within the section.
+        How features are standardised within the section.
     dim
         Features of one field of view; those of the standard patch come first.
     """
@@ -101,7 +102,7 @@ def inputs(data: Data, i: int, ending: str, *, standardise: bool, dim: int) -> n
         x, y = ((section.xy_um - section.xy_um.mean(axis=0)) / (np.ptp(section.xy_um, axis=0) / 2 + 1e-9)).T
         return np.stack([x, y, x * x, x * y, y * y, x**3, x * x * y, x * y * y, y**3], axis=1)
     if ending == "@patch":
-        return section_features(section, data.input(i), False)[:, :dim]
+        return section_features(section, data.input(i), "none")[:, :dim]
     own = section_features(section, data.input(i), standardise)
     if ending == "":
         return own
@@ -111,7 +112,7 @@ def inputs(data: Data, i: int, ending: str, *, standardise: bool, dim: int) -> n
 
 
 def predict(
-    names: Sequence[str], train: Data, test: Data, *, standardise: bool, dim: int, seed: int
+    names: Sequence[str], train: Data, test: Data, *, standardise: Standardise, dim: int, seed: int
 ) -> dict[str, list[np.ndarray]]:
     """Train baselines on some sections and predict others: for each name an array (n_spots, G) for each test section.
 

@@ -177,7 +177,7 @@ def cross_validate(
                     wanted,
                     features.take(fold.train),
                     features.whole(fold.held_out),
-                    standardise=config.standardise == "section",
+                    standardise=config.standardise,
                     dim=seen.dim,
                     seed=seed,
                 )

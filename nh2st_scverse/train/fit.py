@@ -79,9 +79,8 @@ def fit_member(
     checkpoint
         File to leave a checkpoint in after every epoch. If it is there, training goes on from it.
     """
-    standardise = config.standardise == "section"
     projected = trunk is None and config.n_components is not None
-    spots, held = (stack(some, standardise=standardise, projected=projected) for some in (train, held_out))
+    spots, held = (stack(some, standardise=config.standardise, projected=projected) for some in (train, held_out))
     starts = np.cumsum([0, *(section.n_spots for section in held_out.sections)])[:-1]
     at = torch.cat([torch.as_tensor(some) + start for some, start in zip(wanted, starts, strict=True)])
 
@@ -185,7 +184,7 @@ def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> Non
     Closed form does not overfit by going on too long: once its penalty is known, no tissue need be kept from it.
     """
     config = members[0].config
-    spots = stack(data, standardise=config.standardise == "section", projected=config.n_components is not None)
+    spots = stack(data, standardise=config.standardise, projected=config.n_components is not None)
     for i, member in enumerate(members):
         with seeded(seed + i), threads(1):
             inputs, ready = spots.inputs, _some(torch.nonzero(spots.trainable)[:, 0])

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import norm
 from torch import Tensor
 
 from nh2st_scverse.data.feature_cache import PART, release
 from nh2st_scverse.data.section import Section
+from nh2st_scverse.nn.config import Standardise
 from nh2st_scverse.nn.projection import Projection
 from nh2st_scverse.train.data import At, Data
 
 COLUMNS = 256  # features that are standardised at a time: what is held beside them stays small
+FLAT = 1e-6  # spread of a feature that is constant but for rounding
+RANKED = 1000  # spots of a section among which the others find their rank, where they are more
 
 
 @dataclass
@@ -35,8 +39,8 @@ class Tensors:
         return Tensors(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-def stack(data: Data, *, standardise: bool, projected: bool = False) -> Tensors:
-    """Join sections; features are standardised within each when asked for.
+def stack(data: Data, *, standardise: Standardise, projected: bool = False) -> Tensors:
+    """Join sections; features are standardised within each, or not.
 
     Where they are to be `projected`, those that are many stay where they are, as :class:`Blocks`.
     """
@@ -68,7 +72,7 @@ def stack(data: Data, *, standardise: bool, projected: bool = False) -> Tensors:
 class Blocks:
     """Features (N, F) of the spots of all sections as :func:`section_features` gives them, read a few at a time."""
 
-    def __init__(self, data: Data, standardise: bool) -> None:
+    def __init__(self, data: Data, standardise: Standardise) -> None:
         self.data = data
         self.starts = np.cumsum([0, *(section.n_spots for section in data.sections)])
         self.shape = int(self.starts[-1]), data.inputs[0].shape[1]
@@ -99,10 +103,8 @@ class Blocks:
         return found.to(projection.mean.device)
 
     def _standardised(self, i: int, at: np.ndarray) -> np.ndarray:
-        mean, spread = self.scaling[i]
         x = self._read(i, at)
-        x -= mean
-        x /= spread
+        self.scaling[i].apply(x)
         x[~self.data.sections[i].usable[at]] = 0
         return x
 
@@ -111,8 +113,8 @@ class Blocks:
         release(self.data.inputs[i])
         return x
 
-    def _scaling(self, i: int, standardise: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (F,) and spread (F,) of the usable spots of a section."""
+    def _scaling(self, i: int, standardise: Standardise) -> Linear | Ranks:
+        """How features are standardised among the usable spots of a section."""
         section = self.data.sections[i]
 
         def parts() -> Iterator[np.ndarray]:
@@ -123,11 +125,72 @@ class Blocks:
         number = section.usable.sum()
         mean = sum(x.sum(axis=0, dtype=np.float64) for x in parts()) / number
         _check_finite(section, bool(np.isfinite(mean).all()))
-        if not standardise:
-            return np.zeros(self.shape[1], dtype=np.float32), np.ones(self.shape[1], dtype=np.float32)
+        if standardise == "none":
+            return Linear(np.zeros(self.shape[1], dtype=np.float32), np.ones(self.shape[1], dtype=np.float32))
+        if standardise == "ranks":
+            return Ranks.of(self._read(i, _ranked(section)))
         mean = mean.astype(np.float32)
         spread = np.sqrt(sum(np.square(x - mean).sum(axis=0, dtype=np.float64) for x in parts()) / number)
-        return mean, np.where(spread > 1e-6, spread, np.inf).astype(np.float32)
+        return Linear(mean, np.where(spread > FLAT, spread, np.inf).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Features to mean 0 and variance 1."""
+
+    mean: np.ndarray  # (F,)
+    spread: np.ndarray  # (F,), infinite where there is none: a constant feature says nothing
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Linear:
+        """As some spots (n, F) are."""
+        spread = x.std(axis=0)
+        return cls(x.mean(axis=0), np.where(spread > FLAT, spread, np.inf))
+
+    def apply(self, x: np.ndarray) -> None:
+        """Standardise features (n, F) in place."""
+        x -= self.mean
+        x /= self.spread
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Features to the places of their ranks in a normal distribution: how they are spread does not matter."""
+
+    known: np.ndarray  # (F, m) values among which others find their rank, from the least
+    scores: np.ndarray  # (2 m + 1,) of the ranks in halves: between two values, or as one of them
+    spread: np.ndarray  # (F,) of the scores, infinite where there is none
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Ranks:
+        """As some spots (m, F) are."""
+        m = len(x)
+        known = np.sort(x.T, axis=1)
+        scores = norm.ppf(np.clip(np.arange(2 * m + 1), 1, 2 * m - 1) / (2 * m)).astype(np.float32)
+        spread = [scores[_rank(one, one)].std() if one.std() > FLAT else np.inf for one in known]
+        return cls(known, scores, np.array(spread, dtype=np.float32))
+
+    def apply(self, x: np.ndarray) -> None:
+        """Standardise features (n, F) in place; a value between two known ones has the rank between theirs."""
+        for f, known in enumerate(self.known):
+            x[:, f] = self.scores[_rank(known, x[:, f])] / self.spread[f]
+
+
+def _rank(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """How many sorted values (m,) are below each of some values (n,) and how many at most as large, added up."""
+    below = np.searchsorted(known, values)
+    rank = 2 * below
+    equal = known[np.minimum(below, len(known) - 1)] == values
+    rank[equal] = below[equal] + np.searchsorted(known, values[equal], side="right")
+    return rank
+
+
+def _ranked(section: Section) -> np.ndarray:
+    """Positions of the usable spots; of very many some, by place, so that the order of the rows does not matter."""
+    spots = np.flatnonzero(section.usable)
+    if len(spots) <= RANKED:
+        return spots
+    return spots[np.lexsort(section.geometry.coordinates[spots].T)[:: -(-len(spots) // RANKED)]]
 
 
 def components(inputs: Any, projection: Projection, wanted: Tensor | None = None) -> Tensor:
@@ -142,16 +205,16 @@ def _check_finite(section: Section, finite: bool) -> None:
         )
 
 
-def section_features(section: Section, features: np.ndarray, standardise: bool) -> np.ndarray:
-    """A copy of features (n, F), mean 0 and variance 1 over the usable spots if asked for; 0 without an image."""
+def section_features(section: Section, features: np.ndarray, standardise: Standardise) -> np.ndarray:
+    """A copy of features (n, F), standardised among the usable spots or not; 0 without an image."""
     _check_finite(section, bool(np.isfinite(features).all(axis=1)[section.usable].all()))
     x = np.array(features, dtype=np.float32)
-    if standardise:  # stain and scanner shift and stretch features; composition does so less
+    if standardise != "none":  # stain and scanner shift and stretch features; composition does so less
+        usable = slice(None) if section.usable.all() else section.usable
+        among = _ranked(section)
         for some in range(0, x.shape[1], COLUMNS):
             columns = x[:, some : some + COLUMNS]  # a view
-            usable = columns if section.usable.all() else columns[section.usable]
-            mean, spread = usable.mean(axis=0), usable.std(axis=0)
-            columns -= mean
-            columns /= np.where(spread > 1e-6, spread, np.inf)  # a constant feature says nothing: 0
+            scaling = Ranks.of(columns[among]) if standardise == "ranks" else Linear.of(columns[usable])
+            scaling.apply(columns)
     x[~section.usable] = 0
     return x

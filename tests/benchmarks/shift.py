@@ -143,7 +143,7 @@ def variants(sdata: SpatialData, other: tuple[np.ndarray, np.ndarray], encoder: 
         recipe = recipe_for(cohort, config, choose_encoder(config, encoder, "auto"))
         (features,) = see(cohort, recipe, config, kept, run)
     kinds = KMeans(N_KINDS, n_init=3, random_state=0).fit_predict(
-        PCA(10, random_state=0).fit_transform(section_features(section, features, True))
+        PCA(10, random_state=0).fit_transform(section_features(section, features, "section"))
     )
     xy = section.xy_um
     side = np.ptp(xy, axis=0).argmax()
@@ -196,7 +196,7 @@ def compare(
     for name in held:
         test = data.whole(of[name])
         found = _baselines.predict(
-            baselines, known, test, standardise=config.standardise == "section", dim=recipe.encoder.dim, seed=seed
+            baselines, known, test, standardise=config.standardise, dim=recipe.encoder.dim, seed=seed
         )
         for j, (i, _) in enumerate(of[name]):
             section, inputs, there = cohort.sections[i], data.inputs[i], data.trainable(i)

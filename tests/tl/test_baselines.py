@@ -54,15 +54,15 @@ def data_of(*sections: Any) -> Data:
 def test_inputs_are_what_the_name_says() -> None:
     one = section(0, shift=3.0)
     data = data_of(one)
-    own = inputs(data, 0, "", standardise=True, dim=DIM)
+    own = inputs(data, 0, "", standardise="section", dim=DIM)
     assert own.shape == (144, 12) and np.allclose(own[one.usable].mean(axis=0), 0, atol=1e-5)
-    context = inputs(data, 0, "_context", standardise=True, dim=DIM)
+    context = inputs(data, 0, "_context", standardise="section", dim=DIM)
     assert np.array_equal(context[:, :12], own)
     nodes = one.neighbours.nodes[70, 1:]  # in the middle, where none is missing
     assert np.allclose(context[70, 12:], own[nodes].mean(axis=0), atol=1e-6)
     corner = one.neighbours.nodes[0, 1:][one.neighbours.mask[0, 1:]]
     assert np.allclose(context[0, 12:], own[corner].mean(axis=0), atol=1e-6)
-    patch = inputs(data, 0, "@patch", standardise=True, dim=DIM)
+    patch = inputs(data, 0, "@patch", standardise="section", dim=DIM)
     assert np.array_equal(patch[one.usable], one.features[one.usable, :DIM]) and not patch[5].any()
 
 
@@ -72,7 +72,7 @@ def test_each_baseline_finds_what_its_input_shows(monkeypatch: pytest.MonkeyPatc
     names = [name for name in BASELINES if name not in ("mean", "composition", "position")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = predict(names, train, data_of(test, section(4)), standardise=True, dim=DIM, seed=0)
+        found = predict(names, train, data_of(test, section(4)), standardise="section", dim=DIM, seed=0)
     assert set(found) == set(names) and all(len(parts) == 2 for parts in found.values())
     at = test.usable
     for name, (predicted, other) in found.items():
@@ -82,7 +82,7 @@ def test_each_baseline_finds_what_its_input_shows(monkeypatch: pytest.MonkeyPatc
         assert (second > 0.3) == ("@patch" not in name), name
         if name.startswith(("ridge", "mlp")):
             assert (around > 0.6) == name.endswith("_context"), name
-    again = predict(["retrieval"], train, data_of(test), standardise=True, dim=DIM, seed=0)
+    again = predict(["retrieval"], train, data_of(test), standardise="section", dim=DIM, seed=0)
     assert np.array_equal(again["retrieval"][0], found["retrieval"][0])
 
 
@@ -96,7 +96,7 @@ def test_components_are_those_of_the_training_spots(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(_baselines.BASELINES, "ridge", (spy, ""))
     train = data_of(section(0), section(1))
     for test in (section(2), section(3, shift=100.0)):
-        predict(["ridge"], train, data_of(test), standardise=False, dim=DIM, seed=0)
+        predict(["ridge"], train, data_of(test), standardise="none", dim=DIM, seed=0)
     assert np.array_equal(seen[0][0], seen[1][0])
     assert list(seen[0][1]) == ["g0"] * 143 + ["g1"] * 143
 
@@ -114,7 +114,7 @@ def test_controls_know_the_kind_of_tissue_or_the_place_and_nothing_else() -> Non
         sections.append(one)
     test = sections[2]
     train, held = data_of(*sections[:2]), data_of(test)
-    found = predict(["composition", "position"], train, held, standardise=True, dim=DIM, seed=0)
+    found = predict(["composition", "position"], train, held, standardise="section", dim=DIM, seed=0)
     at = test.usable
     of_kind, of_place, _ = pearson(test.expression[at], found["composition"][0][at])
     assert of_kind > 0.9 and abs(of_place) < 0.5
@@ -134,6 +134,6 @@ def test_kinds_of_features_enter_with_equal_total_variance(monkeypatch: pytest.M
     train = data_of(section(0), section(1))
     for blocks in ((DIM,), (5, 1)):
         given = replace(train, blocks=blocks)
-        predict(["ridge"], given, data_of(section(2)), standardise=True, dim=DIM, seed=0)
+        predict(["ridge"], given, data_of(section(2)), standardise="section", dim=DIM, seed=0)
     # two fields of view: six features of variance 1 each, or two kinds of variance 1 in all
     assert seen == pytest.approx([2 * DIM, 2 * 2], rel=1e-3)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
-from scipy.stats import pearsonr
+from scipy.stats import norm, pearsonr, rankdata
 from sklearn.decomposition import PCA
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
@@ -37,10 +37,11 @@ from nh2st_scverse.data.targets import Targets
 from nh2st_scverse.model import Card
 from nh2st_scverse.model.ensemble import fit as fit_model
 from nh2st_scverse.nn import Config, Member
+from nh2st_scverse.nn.config import Standardise
 from nh2st_scverse.nn.projection import Projection, principal_components
 from nh2st_scverse.nn.ridge import ridge_inputs
 from nh2st_scverse.train import best as best_module
-from nh2st_scverse.train import fit
+from nh2st_scverse.train import fit, tensors
 from nh2st_scverse.train.best import Best, KeepBest
 from nh2st_scverse.train.checkpoint import data_hash
 from nh2st_scverse.train.data import Data
@@ -79,20 +80,44 @@ def test_features_are_standardised_within_a_section_and_checked(data: Data) -> N
     section, features = replace(data.sections[0], usable=there), data.inputs[0].copy()
     features[3] = np.nan
     given = features.copy()
-    x = section_features(section, features, standardise=True)
+    x = section_features(section, features, standardise="section")
     assert (x[3] == 0).all()
     assert np.allclose(x[section.usable].mean(axis=0), 0, atol=1e-4)
     assert np.allclose(x[section.usable].std(axis=0), 1, atol=1e-2)
-    assert np.array_equal(section_features(section, features, standardise=False)[5], features[5])
+    assert np.array_equal(section_features(section, features, standardise="none")[5], features[5])
     assert np.array_equal(features, given, equal_nan=True)  # what was passed is as it was
     features[7, 0] = np.inf
     with pytest.raises(ValueError, match="Expected finite features of section 'section_0_spots'"):
-        section_features(section, features, standardise=True)
+        section_features(section, features, standardise="section")
 
 
-@pytest.mark.parametrize("standardise", [True, False])
+def test_ranks_are_those_of_scipy_whatever_the_spread(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = np.arange(data.sections[0].n_spots) != 3
+    section, features = replace(data.sections[0], usable=there), data.inputs[0].copy()
+    features[:, 0] = np.round(features[:, 0], 1)  # many are equal
+    features[:, 1] = 0.5
+    features[3] = np.nan
+    x = section_features(section, features, standardise="ranks")
+    expected = norm.ppf((rankdata(features[there], axis=0) - 0.5) / there.sum())
+    expected[:, 1] = 0
+    assert np.allclose(x[there], expected / np.where(expected.std(axis=0) > 0, expected.std(axis=0), 1), atol=1e-4)
+    assert (x[3] == 0).all()
+    bent = section_features(section, np.exp(3 * features), standardise="ranks")
+    assert np.array_equal(x, bent)
+
+    monkeypatch.setattr(tensors, "RANKED", 20)  # the others find their rank among some
+    some = section_features(section, features, standardise="ranks")
+    assert 10 < len(np.unique(some[there, 2])) <= 41
+    alike = [np.corrcoef(some[there, f], x[there, f])[0, 1] for f in range(2, x.shape[1])]
+    assert min(alike) > 0.9
+    order = np.random.default_rng(0).permutation(len(features))
+    moved = replace(section.take(order), usable=there[order])
+    assert np.array_equal(section_features(moved, features[order], standardise="ranks"), some[order])
+
+
+@pytest.mark.parametrize("standardise", ["ranks", "section", "none"])
 def test_features_that_are_many_are_projected_some_at_a_time(
-    data: Data, standardise: bool, monkeypatch: pytest.MonkeyPatch
+    data: Data, standardise: Standardise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nh2st_scverse.train.tensors.PART", 7)
     monkeypatch.setattr("nh2st_scverse.train.data.MANY", 30)
@@ -120,10 +145,12 @@ def test_features_on_disk_train_without_standing_in_memory(
     monkeypatch.setattr("nh2st_scverse.train.tensors.PART", 64)
     monkeypatch.setattr("nh2st_scverse.train.checkpoint.PART", 64)
     monkeypatch.setattr(fit, "MOST_SPOTS", 200)
+    monkeypatch.setattr(tensors, "RANKED", 50)
     rng, n = np.random.default_rng(0), 2000
     xy, every = np.stack(np.divmod(np.arange(n), 50), axis=1) * 100.0, np.ones(n, dtype=bool)
     near = neighbourhoods(xy, 100.0, every)
-    section = replace(data.sections[0], rows=np.arange(n), usable=every, neighbours=near)
+    geometry = replace(data.sections[0].geometry, coordinates=xy)
+    section = replace(data.sections[0], rows=np.arange(n), usable=every, neighbours=near, geometry=geometry)
     hidden = rng.normal(size=(n, 4)).astype(np.float32)
     features = on_disk(n, 2000)
     features[:] = hidden @ rng.normal(size=(4, 2000)).astype(np.float32)
@@ -149,7 +176,7 @@ def test_features_on_disk_train_without_standing_in_memory(
 
 
 def test_stacked_neighbours_stay_in_their_section(data: Data) -> None:
-    spots = stack(data, standardise=True)
+    spots = stack(data, standardise="section")
     assert torch.equal(spots.section[spots.nodes], spots.section[:, None].expand_as(spots.nodes))
     first = data.sections[0].n_spots
     assert np.array_equal(spots.nodes[first:] - first, data.sections[1].neighbours.nodes)
@@ -158,7 +185,7 @@ def test_stacked_neighbours_stay_in_their_section(data: Data) -> None:
 
 def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(data: Data, alone: Alone) -> None:
     config = Config.preset(n_components=10, landmarks=None, rank=None)
-    spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
+    spots, held = (stack(alone(data, i), standardise="section") for i in (0, 1))
     wanted = torch.arange(data.sections[1].n_spots)
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
@@ -184,7 +211,7 @@ def test_kernel_ridge_is_sklearns_on_the_principal_components_of_the_expression(
     data: Data, alone: Alone, rank: int | None
 ) -> None:
     config = Config.preset(n_components=10, rank=rank, kernel="gaussian", metric=0)
-    spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
+    spots, held = (stack(alone(data, i), standardise="section") for i in (0, 1))
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
     fit._fit_ridges(member, spots, held, torch.arange(data.sections[1].n_spots))
@@ -206,7 +233,7 @@ def test_kernel_ridge_is_sklearns_on_the_principal_components_of_the_expression(
 
 
 def test_kernel_ridge_with_few_landmarks_is_near_the_whole_one(data: Data, alone: Alone) -> None:
-    spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
+    spots, held = (stack(alone(data, i), standardise="section") for i in (0, 1))
     predicted = {}
     for landmarks in (50, 1000):  # there are fewer spots than the latter
         member = fit._prepare(spots, Config.preset(n_components=10, landmarks=landmarks), None)
@@ -237,7 +264,7 @@ def test_the_ridge_learns_from_all_groups_but_is_scored_on_those_it_did_not_see(
 
 def test_ridge_does_without_held_out_counts(data: Data, alone: Alone) -> None:
     config = Config.preset(n_components=10)
-    spots, held = (stack(alone(data, i), standardise=True) for i in (0, 1))
+    spots, held = (stack(alone(data, i), standardise="section") for i in (0, 1))
     held.targets = torch.zeros_like(held.targets)
     member = fit._prepare(spots, config, None)
     spots.inputs, held.inputs = member.projection(spots.inputs), member.projection(held.inputs)
@@ -249,7 +276,7 @@ def test_ridge_does_without_held_out_counts(data: Data, alone: Alone) -> None:
 
 
 def test_pearson_by_section_is_scipys(data: Data) -> None:
-    held = stack(data, standardise=True)
+    held = stack(data, standardise="section")
     held.trainable[4] = False
     wanted = torch.arange(2, len(held.targets) - 5)
     predicted = held.targets[wanted] + torch.randn(len(wanted), 12, generator=torch.Generator().manual_seed(0))
@@ -270,7 +297,7 @@ def test_constants_have_no_or_no_good_correlation(data: Data, alone: Alone) -> N
     assert r[0] == pytest.approx(pearsonr(predicted[:, 0], measured[:, 0])[0], abs=1e-5)
     assert math.isnan(r[1])
     assert r[2] == 0
-    held = stack(alone(data, 0), standardise=True)
+    held = stack(alone(data, 0), standardise="section")
     held.targets = torch.zeros_like(held.targets)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -321,7 +348,7 @@ def test_member_returns_the_weights_that_made_its_held_out_predictions(
     fitted = fit_first(config)
     member, (predicted,) = fitted.member, fitted.predicted
     scores = [row["validation_pearson"] for row in fitted.history]
-    held = stack(alone(data, 1), standardise=True)
+    held = stack(alone(data, 1), standardise="ranks")
     held.inputs = member.projection(held.inputs)
     with torch.inference_mode():
         again = predict_batch(member, held, torch.arange(data.sections[1].n_spots))

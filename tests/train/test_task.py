@@ -38,7 +38,7 @@ class Trunk(nn.Module):
 @pytest.fixture
 def tiny(patch_data: Data, small: dict[str, Any]) -> tuple[Member, Tensors]:
     torch.manual_seed(0)
-    spots = stack(patch_data, standardise=False)
+    spots = stack(patch_data, standardise="none")
     config = Config.preset("paper", **small | {"dropout": 0.0})
     member = Member(config, 32, 32, spots.targets.shape[1], Trunk()).double().eval()
     spots.offsets, spots.targets = spots.offsets.double(), spots.targets.double()
@@ -133,7 +133,7 @@ def test_the_trunk_is_trained_in_training_mode(
     assert fitted.member.trunk is trunk
     assert not torch.equal(before, trunk.conv.weight)
     assert np.isfinite(fitted.history[0]["loss"])
-    spots = stack(patch_data, standardise=False)
+    spots = stack(patch_data, standardise="none")
     assert fit._prepare(spots, config, trunk).trunk.training
 
 
