@@ -209,7 +209,8 @@ def section_features(section: Section, features: np.ndarray, standardise: Standa
     """A copy of features (n, F), standardised among the usable spots or not; 0 without an image."""
     _check_finite(section, bool(np.isfinite(features).all(axis=1)[section.usable].all()))
     x = np.array(features, dtype=np.float32)
-    if standardise != "none":  # stain and scanner shift and stretch features; composition does so less
+    # stain and scanner shift and stretch features; composition does so less
+    if standardise != "none" and section.usable.any():
         usable = slice(None) if section.usable.all() else section.usable
         among = _ranked(section)
         for some in range(0, x.shape[1], COLUMNS):

@@ -102,6 +102,8 @@ def test_ranks_are_those_of_scipy_whatever_the_spread(data: Data, monkeypatch: p
     expected[:, 1] = 0
     assert np.allclose(x[there], expected / np.where(expected.std(axis=0) > 0, expected.std(axis=0), 1), atol=1e-4)
     assert (x[3] == 0).all()
+    nowhere = replace(section, usable=np.zeros_like(there))
+    assert (section_features(nowhere, features, standardise="ranks") == 0).all()
     bent = section_features(section, np.exp(3 * features), standardise="ranks")
     assert np.array_equal(x, bent)
 
