@@ -15,6 +15,7 @@ AT_ONCE = 8192  # spots in double precision at a time: a large table as a whole 
 MANY = 1000  # genes or spots, of which the first axes alone are computed: all of 5,000 would take minutes
 PAIRED = 1000  # landmarks whose distances to each other tell the width of the kernel
 SLOPES = 500  # landmarks at which the slopes of a prediction are taken
+AXES = 50  # of what it predicts, at most, whose slopes are taken
 SMOOTH = 1e-2  # penalty of that prediction, as a part of the mean eigenvalue
 
 
@@ -148,6 +149,9 @@ def learnt_metric(x: Tensor, y: Tensor, landmarks: Tensor, rounds: int) -> Tenso
         kk = k.T @ k
         kk.diagonal().add_(SMOOTH * kk.diagonal().mean() + 1e-12)
         weights = torch.linalg.solve(kk, k.T @ y)  # (M, R)
+        if weights.shape[1] > AXES:  # slopes of genes are those of their axes, turned
+            u, s, _ = torch.linalg.svd(weights, full_matrices=False)
+            weights = (u * s)[:, :AXES]
         places = marks[:SLOPES]
         away = torch.cdist(places, marks)
         fall = torch.where(away > 1e-6 * width, torch.exp(-away / width) / (width * away), 0)  # none at the tip

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from nh2st_scverse._threads import in_workers
 from nh2st_scverse.data.feature_cache import PART, release
 from nh2st_scverse.data.section import Section
 from nh2st_scverse.nn.config import Standardise
@@ -97,10 +98,17 @@ class Blocks:
 
     def project(self, projection: Projection, wanted: Tensor | None = None) -> Tensor:
         """Components (N, C), of the `wanted` spots alone: pages of memory that nothing is written to take none."""
+        device = projection.mean.device
         found = torch.from_numpy(np.zeros((len(self), projection.matrix.shape[1]), dtype=np.float32))
-        for at in (torch.arange(len(self)) if wanted is None else wanted).split(PART):
-            found[at] = projection(self[at].to(projection.mean.device)).cpu()
-        return found.to(projection.mean.device)
+        parts = (torch.arange(len(self)) if wanted is None else wanted).split(PART)
+
+        def projected(at: Tensor) -> Tensor:
+            return projection(self[at].to(device)).cpu()
+
+        done = in_workers(projected, parts) if device.type == "cpu" else map(projected, parts)  # ranks take their time
+        for at, values in zip(parts, done, strict=True):
+            found[at] = values
+        return found.to(device)
 
     def _standardised(self, i: int, at: np.ndarray) -> np.ndarray:
         x = self._read(i, at)

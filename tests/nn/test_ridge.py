@@ -107,6 +107,16 @@ def test_the_metric_is_the_root_of_the_mean_outer_product_of_slopes() -> None:
     assert np.allclose(found, root * 2 / np.linalg.norm(root), atol=1e-4)
 
 
+def test_many_genes_have_the_metric_of_their_axes(
+    pairs: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = pairs
+    y = y[:, :3] @ torch.randn(3, 40)
+    every = module.learnt_metric(x, y, x[:20], 2)
+    monkeypatch.setattr(module, "AXES", 3)
+    assert torch.allclose(module.learnt_metric(x, y, x[:20], 2), every, atol=1e-6)
+
+
 def test_what_does_not_count_is_learnt() -> None:
     torch.manual_seed(4)
     x, new = torch.randn(300, 12), torch.randn(200, 12)

@@ -109,7 +109,8 @@ def test_features_of_many_places_are_on_disk_and_never_all_in_memory(
     found = many.tables["table"]
     assert len(found) > 60 and "nh2st_features" in expected.obsm and "nh2st_features" not in found.obsm
     assert not np.array_equal(found.X, expected.X)  # in 16 bits
-    assert np.abs(found.X - expected.X).max() < 0.02 * np.std(expected.X, axis=0).mean()
+    apart = np.abs(found.X - expected.X) / np.std(expected.X, axis=0).mean()
+    assert apart.mean() < 0.005 and apart.max() < 0.1  # a rounded value can have the rank of another
     assert np.allclose(found.obs["nh2st_novelty"], expected.obs["nh2st_novelty"], rtol=0.02)
 
 
