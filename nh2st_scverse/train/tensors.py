@@ -219,11 +219,10 @@ def section_features(section: Section, features: np.ndarray, standardise: Standa
     x = np.array(features, dtype=np.float32)
     # stain and scanner shift and stretch features; composition does so less
     if standardise != "none" and section.usable.any():
-        usable = slice(None) if section.usable.all() else section.usable
-        among = _ranked(section)
+        how: type[Linear | Ranks] = Ranks if standardise == "ranks" else Linear
+        among = _ranked(section) if how is Ranks else slice(None) if section.usable.all() else section.usable
         for some in range(0, x.shape[1], COLUMNS):
             columns = x[:, some : some + COLUMNS]  # a view
-            scaling = Ranks.of(columns[among]) if standardise == "ranks" else Linear.of(columns[usable])
-            scaling.apply(columns)
+            how.of(columns[among]).apply(columns)
     x[~section.usable] = 0
     return x
