@@ -44,6 +44,7 @@ class Settings(TypedDict, total=False):
     landmarks: int | None
     kernel: Kernel
     metric: int
+    spread: bool
     fallback: bool
     rank: int | None
     mse: float
@@ -142,6 +143,7 @@ class Config:
     metric: int = _setting(
         2, "rounds in which the kernel learns how much each difference between spots counts; 0: all alike", least=0
     )
+    spread: bool = _setting(False, "let the ridge see how much the images around a spot differ, beside their mean")
     fallback: bool = _setting(True, "where a section is unlike the training tissue: ridges alone, a linear one too")
     rank: int | None = _setting(
         20, "principal components of the expression that it predicts; None: every gene by itself", least=1
@@ -248,7 +250,8 @@ class Config:
     def from_dict(cls, values: dict[str, Any]) -> Config:
         """Settings from :meth:`to_dict`."""
         # of models that were saved before there were these
-        before = {"landmarks": None, "rank": None, "kernel": "gaussian", "metric": 0, "fallback": False, "maps": "none"}
+        before = {"landmarks": None, "rank": None, "kernel": "gaussian", "metric": 0, "spread": False}
+        before |= {"fallback": False, "maps": "none"}
         known = {k: v for k, v in {**before, **values}.items() if k != "name"}
         return replace(cls.preset(**known), name=values["name"])
 

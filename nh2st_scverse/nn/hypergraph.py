@@ -75,3 +75,8 @@ def masked_mean(nodes: Tensor, mask: Tensor) -> Tensor:
     """Mean over the nodes that exist: (B, K, E) gives (B, E)."""
     weight = mask.to(nodes.dtype)[..., None]
     return (nodes * weight).sum(dim=1) / weight.sum(dim=1)
+
+
+def masked_spread(nodes: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation over the nodes that exist: (B, K, E) gives (B, E)."""
+    return masked_mean((nodes - masked_mean(nodes, mask)[:, None]) ** 2, mask).sqrt()

@@ -55,12 +55,13 @@ class Member(nn.Module):
         self.register_buffer("target_mean", torch.zeros(n_genes))
         self.register_buffer("target_scale", torch.ones(n_genes))
         kernel = config.kernel if config.landmarks else "linear"
+        n_seen = (3 if config.spread else 2) * n_inputs
         self.ridge: KernelRidge | None = None
         if config.ridge:
-            self.ridge = KernelRidge(kernel, 2 * n_inputs, n_genes, n_landmarks, config.metric)
+            self.ridge = KernelRidge(kernel, n_seen, n_genes, n_landmarks, config.metric)
         self.linear: KernelRidge | None = None
         if self.ridge is not None and config.fallback and kernel != "linear" and self.projection is not None:
-            self.linear = KernelRidge("linear", 2 * n_inputs, n_genes)
+            self.linear = KernelRidge("linear", n_seen, n_genes)
             self.register_buffer("variance", torch.ones(min(N_ALIKE, n_inputs)))  # of the first inputs in training
             self.register_buffer("apart", torch.zeros(()))  # of held-out tissue: one minus its alignment
         self.register_load_state_dict_pre_hook(_rename)
@@ -83,7 +84,7 @@ class Member(nn.Module):
         """
         scaled = self.images(inputs, nodes, mask, offsets).prediction
         if self.ridge is not None:
-            x = ridge_inputs(inputs, nodes, mask)
+            x = ridge_inputs(inputs, nodes, mask, self.config.spread)
             near = self.ridge(x)
             scaled = (1 - self.config.ridge) * scaled + self.config.ridge * near
             if self.linear is not None and likeness < 1:

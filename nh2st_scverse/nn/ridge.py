@@ -9,7 +9,7 @@ import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 
-from nh2st_scverse.nn.hypergraph import masked_mean
+from nh2st_scverse.nn.hypergraph import masked_mean, masked_spread
 
 AT_ONCE = 8192  # spots in double precision at a time: a large table as a whole would not fit
 MANY = 1000  # genes or spots, of which the first axes alone are computed: all of 5,000 would take minutes
@@ -200,6 +200,8 @@ def distances(x: Tensor, landmarks: Tensor) -> Tensor:
     return torch.cdist(x.double(), landmarks.double()).to(x.dtype)
 
 
-def ridge_inputs(inputs: Tensor, nodes: Tensor, mask: Tensor) -> Tensor:
-    """What a ridge sees: a spot and the mean of its neighbourhood, (B, 2 C)."""
-    return torch.cat([inputs[nodes[:, 0]], masked_mean(inputs[nodes], mask)], dim=1)
+def ridge_inputs(inputs: Tensor, nodes: Tensor, mask: Tensor, spread: bool = False) -> Tensor:
+    """What a ridge sees: a spot and the mean of its neighbourhood, (B, 2 C), and its spread if wanted, (B, 3 C)."""
+    around = inputs[nodes]  # (B, K, C)
+    seen = [around[:, 0], masked_mean(around, mask)]
+    return torch.cat([*seen, masked_spread(around, mask)] if spread else seen, dim=1)

@@ -171,7 +171,7 @@ def _fit_ridges(member: Member, spots: Tensors, held: Tensors, wanted: Tensor) -
         if ridge is None:
             continue
         weights, genes = ridge.fit(x, y, PENALTIES.tolist(), member.config.rank)
-        terms = (ridge.terms(ridge_inputs(held.inputs, held.nodes[b], held.mask[b])) for b in wanted.split(AT_ONCE))
+        terms = (ridge.terms(_seen(member, held, some)) for some in wanted.split(AT_ONCE))
         found = torch.cat([torch.einsum("nm,pmr->pnr", x, weights) for x in terms], dim=1)  # (penalties, spots, rank)
         scores = [section_pearson(one @ genes.T, held, wanted) for one in found]
         best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else len(PENALTIES) // 2
@@ -200,9 +200,14 @@ def refit_ridges(members: Sequence[Member], data: Data, *, seed: int = 0) -> Non
 
 
 def _ridge_data(member: Member, spots: Tensors, ready: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs (N, 2 C) and scaled targets (N, G) of the training spots that are `ready`."""
-    parts = [ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some]) for some in ready.split(AT_ONCE)]
+    """Inputs (N, D) and scaled targets (N, G) of the training spots that are `ready`."""
+    parts = [_seen(member, spots, some) for some in ready.split(AT_ONCE)]
     return torch.cat(parts), (spots.targets[ready] - member.target_mean) / member.target_scale
+
+
+def _seen(member: Member, spots: Tensors, some: Tensor) -> Tensor:
+    """What the ridges of a member see of some spots: (n, D)."""
+    return ridge_inputs(spots.inputs, spots.nodes[some], spots.mask[some], member.config.spread)
 
 
 def _some(ready: Tensor) -> Tensor:

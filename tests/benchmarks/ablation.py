@@ -50,6 +50,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "linear ridge": {"landmarks": None},
     "ridge gene by gene": {"rank": None},
     "all differences count alike": {"metric": 0},
+    "spread of the images around": {"spread": True},
     "one field of view": {"fields": (1.0,)},
     "two fields of view": {"fields": (1.0, 2.5)},
     "four fields of view": {"fields": (1.0, 0.5, 2.5, 6.0)},

@@ -21,6 +21,13 @@ def test_json_and_back(config: Config) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_ridges_of_models_saved_before_saw_no_spread() -> None:
+    saved = Config.preset(spread=True).to_dict()
+    assert Config.from_dict(saved).spread
+    del saved["spread"]
+    assert not Config.from_dict(saved).spread
+
+
 def test_kernels_of_models_saved_before_had_no_metric() -> None:
     saved = Config().to_dict()
     assert Config.from_dict(saved).metric == 2

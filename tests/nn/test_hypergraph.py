@@ -6,7 +6,7 @@ import torch
 import torch_geometric.nn as geometric
 
 from nh2st_scverse.nn import HypergraphConv, incidence
-from nh2st_scverse.nn.hypergraph import HypergraphEncoder, masked_mean
+from nh2st_scverse.nn.hypergraph import HypergraphEncoder, masked_mean, masked_spread
 
 B, K, D = 6, 9, 5
 
@@ -114,3 +114,13 @@ def test_masked_mean_is_the_mean_of_what_exists() -> None:
     found = masked_mean(x, mask)
     for i in range(B):
         assert torch.allclose(found[i], x[i][mask[i]].mean(dim=0), atol=1e-6)
+
+
+def test_masked_spread_is_the_standard_deviation_of_what_exists() -> None:
+    x, mask = neighbourhoods(3)
+    found = masked_spread(x, mask)
+    for i in range(B):
+        assert np.allclose(found[i], x[i][mask[i]].numpy().std(axis=0), atol=1e-6)
+    alone = torch.zeros_like(mask)
+    alone[:, 0] = True
+    assert not masked_spread(x, alone).any()

@@ -185,8 +185,21 @@ def test_stacked_neighbours_stay_in_their_section(data: Data) -> None:
     assert np.array_equal(spots.targets[first:], data.target(1))
 
 
-def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(data: Data, alone: Alone) -> None:
-    config = Config.preset(n_components=10, landmarks=None, rank=None)
+def _seen_by_ridges(spots: tensors.Tensors, spread: bool) -> np.ndarray:
+    """A spot, the mean and, if wanted, the standard deviation of its nodes, one spot after the other."""
+    parts = []
+    for nodes, mask in zip(spots.nodes, spots.mask, strict=True):
+        around = spots.inputs[nodes[mask]].numpy().astype(float)  # (nodes, C)
+        own = spots.inputs[nodes[0]].numpy().astype(float)
+        parts.append(np.concatenate([own, around.mean(axis=0), *([around.std(axis=0)] if spread else [])]))
+    return np.stack(parts)
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(
+    data: Data, alone: Alone, spread: bool
+) -> None:
+    config = Config.preset(n_components=10, landmarks=None, rank=None, spread=spread)
     spots, held = (stack(alone(data, i), standardise="section") for i in (0, 1))
     wanted = torch.arange(data.sections[1].n_spots)
     member = fit._prepare(spots, config, None)
@@ -194,8 +207,7 @@ def test_ridge_is_sklearns_at_the_penalty_that_does_best_on_held_out_spots(data:
     fit._fit_ridges(member, spots, held, wanted)
     found = member.ridge.weights.numpy()
 
-    x = ridge_inputs(spots.inputs, spots.nodes, spots.mask).numpy().astype(float)
-    x_held = ridge_inputs(held.inputs, held.nodes, held.mask).numpy().astype(float)
+    x, x_held = (_seen_by_ridges(spots, spread) for spots in (spots, held))
     y = ((spots.targets - member.target_mean) / member.target_scale).numpy().astype(float)
     assert np.allclose(y.mean(axis=0), 0, atol=1e-5)
     alphas = fit.PENALTIES * np.linalg.eigvalsh(x.T @ x).mean()
@@ -245,6 +257,21 @@ def test_kernel_ridge_with_few_landmarks_is_near_the_whole_one(data: Data, alone
         assert len(member.ridge.landmarks) == min(landmarks, data.sections[0].n_spots)
         predicted[landmarks] = member.ridge(ridge_inputs(held_inputs, held.nodes, held.mask))
     assert np.corrcoef(predicted[50].ravel(), predicted[1000].ravel())[0, 1] > 0.9
+
+
+def test_a_model_that_sees_the_spread_predicts_the_same_once_loaded(data: Data, card: Card, tmp_path: Path) -> None:
+    small = {"max_epochs": 1, "embedding": 16, "hidden": 16, "bottleneck": 16, "n_components": 10}
+    features = data.inputs[0]
+    predicted = {}
+    for spread in (False, True):
+        config = Config.preset(fields=(1.0,), ridge=1.0, spread=spread, **small)
+        model = fit_model(data, config, card, Run(device="cpu", progress=False), nh.encoders.Precomputed("some"))
+        predicted[spread] = model.predict(data.sections[0], features)
+        model.save(tmp_path / str(spread))
+        assert np.array_equal(
+            nh.NH2ST.load(tmp_path / str(spread)).predict(data.sections[0], features), predicted[spread]
+        )
+    assert not np.allclose(predicted[False], predicted[True], atol=1e-3)
 
 
 def test_the_ridge_learns_from_all_groups_but_is_scored_on_those_it_did_not_see(data: Data, card: Card) -> None:
